@@ -1,0 +1,4 @@
+//! What every real icecluster node shares, whatever its runtime: it executes the core's actions on disk and network.
+
+pub mod runtime;
+pub mod vfs;
