@@ -1,6 +1,6 @@
 //! What goes into a step: requests, peer messages, completions, news.
 
-use crate::ids::{IoToken, InodeId, LinkId, Name, OpToken};
+use crate::ids::{InodeId, IoToken, LinkId, Name, OpToken};
 use crate::message::Message;
 use crate::op::{Attr, Attrs, ContentDigest, Kind, Payload};
 use crate::time::{Span, UnixTime};

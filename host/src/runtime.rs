@@ -34,7 +34,10 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// Runs a task in the background. A panic in it is logged and ends the task only.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
     /// Runs blocking code on a thread where that is allowed.
-    fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = io::Result<T>> + Send;
+    fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = io::Result<T>> + Send;
     /// Connects to `host:port`, `TCP_NODELAY` set, trying all addresses of the name.
     fn connect(&self, authority: &str) -> impl Future<Output = io::Result<BoxStream>> + Send;
     /// Binds `host:port`; an empty host means all addresses (IPv6 and IPv4).
@@ -43,7 +46,11 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     fn block_on<T>(&self, main: impl Future<Output = T>) -> T;
 
     /// `work`, or `TimedOut` after `limit`.
-    fn timeout<T: Send>(&self, limit: Duration, work: impl Future<Output = T> + Send) -> impl Future<Output = io::Result<T>> + Send {
+    fn timeout<T: Send>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T> + Send,
+    ) -> impl Future<Output = io::Result<T>> + Send {
         async move {
             let timer = std::pin::pin!(self.sleep_until(self.now() + limit));
             match futures::future::select(std::pin::pin!(work), timer).await {
