@@ -15,7 +15,7 @@ use hyper::body::{Frame, Incoming};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::future::Future;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -129,7 +129,7 @@ impl Client {
     /// `GET` of a JSON document.
     pub fn json<T: serde::de::DeserializeOwned>(&self, base: &Base, target: &str) -> Result<T> {
         let body = self.get(base, target)?;
-        serde_json::from_reader(io::BufReader::with_capacity(64 * 1024, body))
+        serde_json::from_reader(io::BufReader::with_capacity(64 * 1024, Reader::new(body)))
             .with_context(|| format!("unexpected answer to {target}"))
     }
 
@@ -357,8 +357,6 @@ impl Response {
         (!message.is_empty()).then_some(message)
     }
 }
-
-use std::io::Read as _;
 
 /// A response's body for blocking readers.
 pub struct Reader {

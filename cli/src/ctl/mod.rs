@@ -226,7 +226,8 @@ fn run(args: Args, out: &mut dyn Write) -> Result<u8> {
 }
 
 fn read_token(file: &std::path::Path) -> Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the token file {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read the token file {}", file.display()))?;
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
