@@ -1,4 +1,12 @@
 //! What every real icecluster node shares, whatever its runtime: it executes the core's actions on disk and network.
 
+pub mod config;
+pub mod digest;
+pub mod duration;
+pub mod identity;
+pub mod log;
+pub mod payload;
+pub mod recorder;
 pub mod runtime;
+pub mod store;
 pub mod vfs;
