@@ -10,3 +10,6 @@ pub mod recorder;
 pub mod runtime;
 pub mod store;
 pub mod vfs;
+
+/// The software's version as shown to users.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
