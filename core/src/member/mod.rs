@@ -12,4 +12,4 @@
 mod phi;
 mod table;
 
-pub(crate) use table::{Effect, Members, Peer};
+pub(crate) use table::{Effect, Members};

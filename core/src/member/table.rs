@@ -33,13 +33,24 @@ pub(crate) enum Effect {
     /// Remember this durably.
     Remember(MemberInfo),
     /// Introduce ourselves on this link.
-    SayHello { link: LinkId, called: Option<String> },
+    SayHello {
+        link: LinkId,
+        called: Option<String>,
+    },
     /// Say that we live.
-    SayBeat { link: LinkId, number: u64, answer: bool },
+    SayBeat {
+        link: LinkId,
+        number: u64,
+        answer: bool,
+    },
     /// A member has a (new) link and its introduction was accepted.
-    Connected { replica: ReplicaId },
+    Connected {
+        replica: ReplicaId,
+    },
     /// A member has no link any more.
-    Disconnected { replica: ReplicaId },
+    Disconnected {
+        replica: ReplicaId,
+    },
 }
 
 /// One other member.
@@ -339,7 +350,8 @@ impl Members {
             let old_mine = self.links.get(&old).is_some_and(|l| l.dialled.is_some());
             let new_mine = dialled.is_some();
             let keep_old = old_mine != new_mine && old_mine == preferred_is_mine && p.info.incarnation == incarnation;
-            let (loser, why) = if keep_old { (link, "a second connection") } else { (old, "replaced by a newer connection") };
+            let (loser, why) =
+                if keep_old { (link, "a second connection") } else { (old, "replaced by a newer connection") };
             fx.push(Effect::Send(Send::Hangup { link: loser, why: why.into() }));
             if keep_old {
                 return;
@@ -368,7 +380,10 @@ impl Members {
         }
         if let Some(p) = self.peers.get(&them.replica) {
             if them.incarnation < p.info.incarnation && !self.ignore_incarnation {
-                return Some(format!("start {} of {} is over, start {} was seen", them.incarnation, them.name, p.info.incarnation));
+                return Some(format!(
+                    "start {} of {} is over, start {} was seen",
+                    them.incarnation, them.name, p.info.incarnation
+                ));
             }
             if p.info.left && them.incarnation == p.info.incarnation {
                 return Some(format!("{} was removed from the cluster; restart it to join again", them.name));
@@ -376,7 +391,10 @@ impl Members {
         } else if self.count() >= MEMBERS_MAX {
             return Some(format!("a cluster has at most {MEMBERS_MAX} members"));
         }
-        let twin = self.peers.values().find(|p| p.info.name == them.name && p.info.replica != them.replica && p.link.is_some());
+        let twin = self
+            .peers
+            .values()
+            .find(|p| p.info.name == them.name && p.info.replica != them.replica && p.link.is_some());
         if twin.is_some() || them.name == self.me.name {
             return Some(format!("another node is already called {}: node_id must be unique", them.name));
         }
@@ -397,6 +415,7 @@ impl Members {
             }
             return false;
         }
+        let full = self.peers.len() >= MEMBERS_MAX;
         match self.peers.get_mut(&info.replica) {
             Some(p) if (info.incarnation, info.revision) <= (p.info.incarnation, p.info.revision) => return false,
             Some(p) => {
@@ -406,9 +425,10 @@ impl Members {
                     fx.push(Effect::Notice(Notice::PeerLeave(info.clone())));
                 }
             }
-            None if self.peers.len() >= MEMBERS_MAX => {
+            None if full => {
                 // Those that left long ago make room.
-                let Some(gone) = self.peers.iter().find(|(_, p)| p.info.left && p.link.is_none()).map(|(r, _)| *r) else {
+                let Some(gone) = self.peers.iter().find(|(_, p)| p.info.left && p.link.is_none()).map(|(r, _)| *r)
+                else {
                     return false;
                 };
                 self.peers.remove(&gone);
@@ -574,7 +594,9 @@ impl Members {
         let mut wanted: Vec<String> = Vec::new();
         for p in self.peers.values_mut().filter(|p| p.link.is_none() && !p.info.left) {
             let urls: Vec<String> = p.info.urls.iter().filter_map(|u| tidy(u)).collect();
-            if urls.is_empty() || urls.iter().any(|u| self.addresses.get(u).is_some_and(|a| matches!(a.way, Way::Dialling(_)))) {
+            if urls.is_empty()
+                || urls.iter().any(|u| self.addresses.get(u).is_some_and(|a| matches!(a.way, Way::Dialling(_))))
+            {
                 continue;
             }
             for k in 0..urls.len() {
@@ -592,10 +614,15 @@ impl Members {
             }
         }
         // Addresses the operator named, unless a member that lives there is connected.
-        let served: Vec<String> =
-            self.peers.values().filter(|p| p.link.is_some() || p.info.left).flat_map(|p| p.info.urls.iter().filter_map(|u| tidy(u))).collect();
+        let served: Vec<String> = self
+            .peers
+            .values()
+            .filter(|p| p.link.is_some() || p.info.left)
+            .flat_map(|p| p.info.urls.iter().filter_map(|u| tidy(u)))
+            .collect();
         let peers = &self.peers;
-        let reached = |a: &Address| a.lives.and_then(|r| peers.get(&r)).is_some_and(|p| p.link.is_some() || p.info.left);
+        let reached =
+            |a: &Address| a.lives.and_then(|r| peers.get(&r)).is_some_and(|p| p.link.is_some() || p.info.left);
         let open = |u: &String, a: &Address| a.always && a.way == Way::Idle && !reached(a) && !served.contains(u);
         for (url, a) in self.addresses.iter().filter(|(u, a)| open(u, a)) {
             if a.next <= now {

@@ -6,7 +6,7 @@ use crate::event::IoError;
 use crate::ids::{InodeId, IoToken, ReplicaId};
 use crate::limits::FETCHES_IN_FLIGHT_MAX;
 use crate::op::{ContentDigest, Payload};
-use crate::time::{Instant, Span, Stamp};
+use crate::time::{Hlc, Instant, Span, Stamp};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -108,9 +108,12 @@ impl Content {
         }
     }
 
-    /// Everything at hand.
-    pub(crate) fn all(&self) -> Vec<(InodeId, Stamp)> {
-        self.at_hand.keys().copied().collect()
+    /// Versions of an inode that are at hand or needed.
+    pub(crate) fn of(&self, inode: InodeId) -> Vec<Stamp> {
+        let end = Stamp { time: Hlc(u64::MAX), replica: ReplicaId(u64::MAX) };
+        let range = (inode, Stamp::ZERO)..=(inode, end);
+        let hand = self.at_hand.range(range.clone()).map(|((_, v), _)| *v);
+        hand.chain(self.needs.range(range).map(|((_, v), _)| *v)).collect()
     }
 
     pub(crate) fn len(&self) -> usize {

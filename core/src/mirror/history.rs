@@ -179,10 +179,6 @@ impl History {
         self.origins.iter().map(mark).filter(|m| m.seq > 0).collect()
     }
 
-    pub(crate) fn origins(&self) -> impl Iterator<Item = ReplicaId> + '_ {
-        self.origins.keys().copied()
-    }
-
     /// Lets go what every member has (`stable`), and what is too much anyway. At most `budget` operations a call.
     pub(crate) fn trim(&mut self, stable: &BTreeMap<ReplicaId, u64>, mut budget: usize, handles: &mut Handles) {
         for (origin, upto) in stable {

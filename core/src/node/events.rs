@@ -1,10 +1,10 @@
 //! What events do: requests, links, completions, orders.
 
 use super::{Flight, Node};
-use crate::action::{Notice, Refused, Reply, Send};
+use crate::action::{Io, LogRecord, Refused, Reply, Send};
 use crate::bug::Bug;
-use crate::event::{Admin, Change, IoError, IoResult, LinkEvent, Request, Witness};
-use crate::ids::{IoToken, InodeId, LinkId, OpToken};
+use crate::event::{Admin, Change, IoError, IoResult, LinkEvent, Request};
+use crate::ids::{InodeId, IoToken, LinkId, OpToken};
 use crate::limits::REQUESTS_IN_FLIGHT_MAX;
 use crate::member::Effect;
 use crate::message::{Beat, Hello, Message};
@@ -12,7 +12,7 @@ use crate::mirror::content::Verdict;
 use crate::mirror::outgoing::Outgoing;
 use crate::op::{Op, OpBody, Payload};
 use crate::time::{Span, Stamp};
-use crate::action::LogRecord;
+use crate::tree::LocalOp;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -60,18 +60,13 @@ impl Node {
     fn change(&mut self, change: &Change) -> Result<InodeId, Refused> {
         let mut payload = if let Change::Content { payload, .. } = change { *payload } else { None };
         let handle = payload;
-        let witness = witness_of(change);
         let clock = &mut self.clock;
-        let result = self.tree.local(change, &mut || clock.mint());
-        let result = match result {
+        let result = match self.tree.local(change, &mut || clock.mint()) {
             Ok(outcome) => {
-                if outcome.ops.is_empty()
-                    && let Some(info) = self.tree.info(outcome.inode)
-                {
-                    // Only the look of the thing changed: remember it, or it is hashed again after the next start.
-                    self.log(LogRecord::Holds { inode: outcome.inode, version: info.held, witness: info.witness });
+                self.issue(outcome.ops, &mut payload);
+                for record in outcome.records {
+                    self.log(record);
                 }
-                self.issue(outcome.ops, &mut payload, witness);
                 self.settle(outcome.inode);
                 Ok(outcome.inode)
             }
@@ -84,8 +79,8 @@ impl Node {
     }
 
     /// Makes operations of what was done here: logs them and keeps them for the others.
-    pub(super) fn issue(&mut self, ops: Vec<(Stamp, OpBody)>, payload: &mut Option<Payload>, here: Witness) {
-        for (stamp, body) in ops {
+    pub(super) fn issue(&mut self, ops: Vec<LocalOp>, payload: &mut Option<Payload>) {
+        for LocalOp { stamp, body, here } in ops {
             let content = matches!(body, OpBody::SetContent { .. });
             let op = Op {
                 origin: stamp.replica,
@@ -94,7 +89,7 @@ impl Node {
                 body,
                 payload: if content { payload.take() } else { None },
             };
-            self.log(LogRecord::Op { op: op.clone(), here: Some(here) });
+            self.log(LogRecord::Op { op: op.clone(), here });
             self.history.push(op, &mut self.handles);
         }
     }
@@ -204,14 +199,10 @@ impl Node {
             if !self.journal.checkpoint.failing {
                 self.trouble(alloc::format!("the checkpoint cannot be written: {why:?}"));
             }
-            for key in self.journal.checkpoint_failed(self.now) {
-                if let Some(rest) = key.strip_prefix(b"t") {
-                    self.tree.mark_dirty(rest);
-                }
-            }
+            self.journal.checkpoint_failed(self.now);
             return;
         }
-        if last {
+        if last && self.journal.checkpoint.begun.is_some() {
             let (known, done) = self.journal.checkpoint_done(self.now);
             for m in known {
                 self.history.set_durable(m.origin, (m.seq, m.time));
@@ -225,27 +216,22 @@ impl Node {
         self.apply_flights -= 1;
         match result {
             IoResult::Applied(witness) => {
-                let clock = &mut self.clock;
-                let done = self.tree.applied(ticket, witness, &mut || clock.mint());
-                for record in done.log {
+                for record in self.tree.applied(ticket, witness) {
+                    if let LogRecord::Kept { inode, lost, copy } = record {
+                        self.out.notice.push(crate::action::Notice::Conflict { inode, lost, copy });
+                    }
                     self.log(record);
                 }
-                self.issue(done.ops, &mut None, witness);
-                if let Some((of, lost, copy)) = done.kept {
-                    self.log(LogRecord::Kept { inode: of, lost, copy });
-                    self.out.notice.push(Notice::Conflict { inode: of, lost, copy });
-                    self.settle(of);
-                    self.settle(copy);
-                }
+                self.last_failure = None;
                 self.settle(inode);
             }
             IoResult::Failed(why) => {
                 self.tree.failed(ticket, why);
                 match why {
-                    IoError::Changed => self.out.io.push(crate::action::Io::Rescan { inode }),
+                    IoError::Changed => self.out.io.push(Io::Rescan { inode }),
                     IoError::Busy => {}
                     _ => {
-                        self.retry_at.get_or_insert(self.now.after(RETRY));
+                        self.retry_later();
                         self.last_failure = Some(why);
                     }
                 }
@@ -258,6 +244,7 @@ impl Node {
         match result {
             IoResult::Fetched => {
                 self.content.put_staged(inode, version, &mut self.handles);
+                self.tree.came(inode);
                 self.settle(inode);
             }
             IoResult::Failed(why) => {
@@ -296,7 +283,7 @@ impl Node {
         for version in self.content.of(inode) {
             if !self.tree.wants(inode, version) {
                 if self.content.discard(inode, version, &mut self.handles) {
-                    self.out.io.push(crate::action::Io::Unstage { inode, version });
+                    self.out.io.push(Io::Unstage { inode, version });
                 }
                 self.content.unneed(inode, version);
             }
@@ -316,17 +303,5 @@ impl Node {
     pub(super) fn refuse_link(&mut self, link: LinkId, why: &str) {
         self.send(Send::Message { link, message: Message::Refuse { why: why.into() } });
         self.send(Send::Hangup { link, why: why.into() });
-    }
-}
-
-fn witness_of(change: &Change) -> Witness {
-    match change {
-        Change::Create { witness, .. }
-        | Change::Link { witness, .. }
-        | Change::Attr { witness, .. }
-        | Change::Content { witness, .. }
-        | Change::Torn { witness, .. }
-        | Change::Touch { witness, .. } => *witness,
-        Change::Rename { .. } | Change::Remove { .. } | Change::Lost { .. } => Witness::default(),
     }
 }

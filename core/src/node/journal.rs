@@ -1,9 +1,9 @@
 //! What is in the log, what of it is durable, and how far the checkpoint has come.
 
-use crate::ids::{IoToken, ReplicaId};
+use crate::ids::ReplicaId;
 use crate::message::Frontier;
 use crate::time::{Hlc, Instant, Span};
-use alloc::boxed::Box;
+use crate::tree::Put;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -43,8 +43,10 @@ pub(crate) struct Checkpoint {
     pub(crate) begun: Option<(u64, Frontier)>,
     /// A page is on its way to the disk.
     pub(crate) busy: bool,
-    /// Keys of pages written in this checkpoint, to be written again if it fails.
-    pub(crate) keys: Vec<Box<[u8]>>,
+    /// Pages written since the last commit, to be written again if it fails.
+    pub(crate) pages: Vec<Put>,
+    /// Pages of a failed checkpoint, not written again yet.
+    pub(crate) again: Vec<Put>,
     /// First record after the last checkpoint.
     pub(crate) last_cut: u64,
     pub(crate) last_at: Instant,
@@ -67,7 +69,8 @@ impl Journal {
             checkpoint: Checkpoint {
                 begun: None,
                 busy: false,
-                keys: Vec::new(),
+                pages: Vec::new(),
+                again: Vec::new(),
                 last_cut: cut,
                 last_at: Instant(0),
                 not_before: Instant(0),
@@ -145,18 +148,20 @@ impl Journal {
         let Some((cut, known)) = self.checkpoint.begun.take() else { return (Frontier::new(), Vec::new()) };
         self.checkpoint.last_cut = cut;
         self.checkpoint.last_at = now;
-        self.checkpoint.keys.clear();
+        self.checkpoint.pages.clear();
         self.checkpoint.failing = false;
         self.broken = false;
         (known, self.durable_upto(cut - 1))
     }
 
-    pub(crate) fn checkpoint_failed(&mut self, now: Instant) -> Vec<Box<[u8]>> {
+    pub(crate) fn checkpoint_failed(&mut self, now: Instant) {
         self.checkpoint.begun = None;
         self.checkpoint.failing = true;
         self.checkpoint.forced = true;
         self.checkpoint.not_before = now.after(CHECKPOINT_RETRY);
-        core::mem::take(&mut self.checkpoint.keys)
+        // Older pages first: a key that was written again since then must win.
+        let pages = core::mem::take(&mut self.checkpoint.pages);
+        self.checkpoint.again.splice(0..0, pages);
     }
 
     /// When there is something to do.
@@ -164,7 +169,8 @@ impl Journal {
         let lazy = self.dirty_since.filter(|_| self.syncing.is_none() && !self.broken).map(|t| t.after(LAZY_SYNC));
         let c = &self.checkpoint;
         let waits = c.begun.is_none() && self.next > c.last_cut;
-        let check = waits.then(|| if c.forced || self.broken { c.not_before } else { c.last_at.after(CHECKPOINT_AFTER) });
+        let check =
+            waits.then(|| if c.forced || self.broken { c.not_before } else { c.last_at.after(CHECKPOINT_AFTER) });
         lazy.into_iter().chain(check.filter(|t| *t > now)).min()
     }
 }

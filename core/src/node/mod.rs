@@ -14,7 +14,7 @@ use crate::action::{Io, LogRecord, Notice, Outbox, Refused, Reply, Send};
 use crate::bug::Bug;
 use crate::config::Config;
 use crate::event::{Batch, Credits, Event};
-use crate::ids::{IoToken, InodeId, OpToken, ReplicaId};
+use crate::ids::{InodeId, IoToken, OpToken, ReplicaId};
 use crate::limits::{EVENTS_PER_STEP_MAX, REQUESTS_IN_FLIGHT_MAX};
 use crate::member::Members;
 use crate::message::Held;
@@ -25,13 +25,14 @@ use crate::mirror::outgoing::Outgoing;
 use crate::mirror::state::{Round, Serving};
 use crate::mirror::syncs::Syncs;
 use crate::rng::Rng;
-use crate::time::{Deadline, Instant, Stamp, Wake};
+use crate::time::{Deadline, Hlc, Instant, Stamp, Wake};
 use crate::tree::{Ticket, Tree};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use clock::Clock;
 use journal::Journal;
 
+pub use recover::Meta;
 pub use view::View;
 
 /// One node of a cluster, without anything that touches the world.
@@ -67,7 +68,6 @@ pub use view::View;
 ///
 /// Three kinds of errors: a [`Refused`] is an answer to a caller; an [`crate::event::IoError`] or a broken link is news from the
 /// environment; an assertion is our own bug: the node stops, and its trace holds the tape.
-#[derive(Debug)]
 pub struct Node {
     config: Config,
     now: Instant,
@@ -102,10 +102,24 @@ pub struct Node {
     rounds: u64,
     open: BTreeSet<OpToken>,
     trim_at: Instant,
+    /// Every member has every operation up to here, and none at or below it will come.
+    horizon: Hlc,
     retry_at: Option<Instant>,
     apply_flights: usize,
+    /// Why the disk refused the last change or transfer, until one succeeds.
+    last_failure: Option<crate::event::IoError>,
     stopping: bool,
+    /// For the first step: what recovery wants done and said.
+    first_io: Vec<Io>,
+    first_life: Option<ReplicaId>,
+    first_words: Option<alloc::string::String>,
     out: Outbox,
+}
+
+impl core::fmt::Debug for Node {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Node").field("replica", &self.config.replica).field("now", &self.now).finish_non_exhaustive()
+    }
 }
 
 /// A disk action in flight.
@@ -125,6 +139,7 @@ impl Node {
         self.now = self.now.max(now);
         self.out = core::mem::take(out);
         clear(&mut self.out);
+        self.first_step();
         for _ in 0..EVENTS_PER_STEP_MAX {
             let Some(event) = events.pop_front() else { break };
             self.event(event);
@@ -151,6 +166,16 @@ impl Node {
     /// Read-only access to the state: API, UI, metrics, judges; also fast reads.
     pub fn view(&self) -> View<'_> {
         View::new(self)
+    }
+
+    fn first_step(&mut self) {
+        self.out.io.append(&mut self.first_io);
+        if let Some(life) = self.first_life.take() {
+            self.log(LogRecord::Life(life));
+        }
+        if let Some(words) = self.first_words.take() {
+            self.trouble(words);
+        }
     }
 
     fn event(&mut self, event: Event) {

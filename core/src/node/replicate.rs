@@ -26,7 +26,7 @@ impl Node {
                 self.members.hello(link, hello, self.now, &mut fx);
                 if self.members.peer_of(link) == Some(hello.member.replica) {
                     // What the other has comes first: the connection starts behind it.
-                    self.note_held(hello.member.replica, Held { log: known.clone(), content: Frontier::new() });
+                    self.note_held(hello.member.replica, Held { log: known.clone(), ..Held::default() });
                     self.effects(fx);
                     self.consider(hello.member.replica, link, &known);
                 } else {
@@ -128,7 +128,9 @@ impl Node {
                 continue;
             }
             if !self.clock.observe(op.time) {
-                self.trouble(format!("operations of {origin} are stamped more than a day ahead of this node's clock: refused"));
+                self.trouble(format!(
+                    "operations of {origin} are stamped more than a day ahead of this node's clock: refused"
+                ));
                 return self.refuse_link(link, "your operations are stamped more than a day ahead: check the clocks");
             }
             if op.seq != known.0 + 1 {
@@ -143,10 +145,12 @@ impl Node {
     /// The next operation of its origin, not ours.
     fn accept(&mut self, op: Op) {
         let inode = match &op.body {
-            OpBody::Place { inode, .. } | OpBody::SetAttr { inode, .. } | OpBody::SetContent { inode, .. } => Some(*inode),
-            OpBody::Remove { entry, .. } => self.tree.inode_of(*entry),
+            OpBody::Place { inode, .. } | OpBody::SetAttr { inode, .. } | OpBody::SetContent { inode, .. } => {
+                Some(*inode)
+            }
+            OpBody::Remove { .. } => None,
         };
-        self.tree.integrate(&op);
+        self.tree.integrate(op.stamp(), &op.body);
         self.log(LogRecord::Op { op: op.clone(), here: None });
         let version = op.stamp();
         let (origin, seq, payload) = (op.origin, op.seq, op.payload);
@@ -154,7 +158,10 @@ impl Node {
         self.history.push(op, &mut self.handles);
         if let (Some(inode), Some(size)) = (inode, size) {
             match payload {
-                Some(p) => self.content.put_payload(inode, version, p, &mut self.handles),
+                Some(p) => {
+                    self.content.put_payload(inode, version, p, &mut self.handles);
+                    self.tree.came(inode);
+                }
                 None if size > 0 => self.history.miss(origin, seq, inode, version),
                 None => {}
             }
@@ -166,8 +173,13 @@ impl Node {
 
     /// Compares what somebody else has with what we have, and asks for what we lack.
     fn consider(&mut self, peer: ReplicaId, link: LinkId, theirs: &Frontier) {
-        let pushes: BTreeMap<ReplicaId, ReplicaId> =
-            self.members.peers.iter().filter(|(_, p)| p.state == PeerState::Up).map(|(r, p)| (p.info.life, *r)).collect();
+        let pushes: BTreeMap<ReplicaId, ReplicaId> = self
+            .members
+            .peers
+            .iter()
+            .filter(|(_, p)| p.state == PeerState::Up)
+            .map(|(r, p)| (p.info.life, *r))
+            .collect();
         for m in theirs {
             let known = self.history.known(m.origin).0;
             if m.seq <= known || m.origin == self.life() {
@@ -199,7 +211,8 @@ impl Node {
         } else {
             self.history.durable_frontier()
         };
-        let mut content = if self.config.has(Bug::AckBeforeContent) { log.clone() } else { self.history.content_frontier() };
+        let mut content =
+            if self.config.has(Bug::AckBeforeContent) { log.clone() } else { self.history.content_frontier() };
         if !self.content_cap.is_empty() {
             for m in &mut content {
                 if let Some(cap) = self.content_cap.get(&m.origin) {
@@ -207,7 +220,10 @@ impl Node {
                 }
             }
         }
-        Held { log, content }
+        let known = self.history.known(self.life());
+        let durable = self.history.durable(self.life());
+        let clock = if known.0 == durable.0 { self.clock.last() } else { durable.1 };
+        Held { log, content, clock }
     }
 
     fn on_held(&mut self, peer: ReplicaId, held: Held) {
@@ -222,10 +238,11 @@ impl Node {
     /// Acknowledgements only grow.
     fn note_held(&mut self, peer: ReplicaId, held: Held) {
         let mine = self.held.entry(peer).or_default();
+        mine.clock = mine.clock.max(held.clock);
         for (old, new) in [(&mut mine.log, held.log), (&mut mine.content, held.content)] {
             for m in new {
                 match old.binary_search_by_key(&m.origin, |o| o.origin) {
-                    Ok(i) => old[i].seq = old[i].seq.max(m.seq),
+                    Ok(i) => old[i] = if m.seq > old[i].seq { m } else { old[i] },
                     Err(i) if old.len() < 8192 => old.insert(i, m),
                     Err(_) => {}
                 }
@@ -252,8 +269,13 @@ impl Node {
     /// How far the other members hold what this node issued.
     pub(super) fn copies(&self) -> Vec<Copy> {
         let life = self.life();
-        let old: Vec<(ReplicaId, u64)> =
-            self.lives.iter().filter(|l| **l != life).map(|l| (*l, self.history.known(*l).0)).filter(|(_, s)| *s > 0).collect();
+        let old: Vec<(ReplicaId, u64)> = self
+            .lives
+            .iter()
+            .filter(|l| **l != life)
+            .map(|l| (*l, self.history.known(*l).0))
+            .filter(|(_, s)| *s > 0)
+            .collect();
         let seq = |f: &Frontier, o: ReplicaId| f.iter().find(|m| m.origin == o).map_or(0, |m| m.seq);
         let copy = |r: &ReplicaId, up: bool| {
             let Some(h) = self.held.get(r) else { return Copy { held: 0, up } };
