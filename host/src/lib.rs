@@ -3,6 +3,7 @@
 pub mod config;
 pub mod digest;
 pub mod duration;
+pub mod engine;
 pub mod identity;
 pub mod log;
 pub mod payload;
