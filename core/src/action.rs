@@ -259,6 +259,8 @@ pub enum LogRecord {
         /// Where.
         spot: Option<Spot>,
     },
+    /// From here on our operations have this origin.
+    Life(ReplicaId),
     /// What is known of a member.
     Member(MemberInfo),
     /// The bytes of a losing version were kept as a conflict copy.

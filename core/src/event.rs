@@ -208,6 +208,22 @@ pub enum Change {
         /// The bytes, if there are at most [`crate::limits::INLINE_CONTENT_MAX_BYTES`].
         payload: Option<Payload>,
     },
+    /// After a machine crash: the entry that should stand here is not on disk, and not by anybody's will. It is brought
+    /// back from peers.
+    Lost {
+        /// The directory.
+        parent: InodeId,
+        /// The name.
+        name: Name,
+    },
+    /// After a machine crash: the bytes on disk are not the version that was written. They are fetched again; the host
+    /// keeps what it found aside.
+    Torn {
+        /// The file.
+        inode: InodeId,
+        /// As on disk now.
+        witness: Witness,
+    },
     /// The inode looks different on disk, but neither attributes nor bytes that we replicate changed.
     Touch {
         /// The inode.

@@ -1,4 +1,6 @@
 //! icecluster's protocol: one deterministic state machine, without clock, randomness, threads or I/O.
+//!
+//! Start reading at `node::Node`.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -6,11 +8,17 @@
 extern crate alloc;
 
 pub mod action;
+pub mod bug;
+pub mod config;
+pub mod digest;
 pub mod event;
 pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod op;
 pub mod rng;
+pub mod status;
 pub mod time;
+pub mod trace;
 pub mod tree;
+pub mod wire;

@@ -8,14 +8,28 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
-/// How far a node knows the operations of each replica: it has all of them up to this number, without gaps.
-pub type Frontier = Vec<(ReplicaId, u64)>;
+/// How far a node knows the operations of one origin: all of them up to this one, without gaps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Mark {
+    /// Whose operations.
+    pub origin: ReplicaId,
+    /// The last known number.
+    pub seq: u64,
+    /// The time of that operation.
+    pub time: Hlc,
+}
+
+/// How far a node knows the operations of each origin, sorted by origin. Origins that it does not know are left out.
+pub type Frontier = Vec<Mark>;
 
 /// A member as others know it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MemberInfo {
     /// Its data's identity.
     pub replica: ReplicaId,
+    /// The origin of the operations it issues now. Changes with every start after a crash, because operations may have
+    /// reached others that its own log lost: their numbers must never be used again.
+    pub life: ReplicaId,
     /// Its newest known start.
     pub incarnation: Incarnation,
     /// `node_id` of its configuration.
@@ -77,6 +91,8 @@ pub enum Message {
     },
     /// Who the speaker thinks the members are.
     Members(Vec<MemberInfo>),
+    /// The speaker no longer has the operations of `origin` up to this one: they must be had by state.
+    Cut(Mark),
     /// Compare by state: digests of buckets of the inode space.
     StateDigests {
         /// Numbers this exchange.
@@ -85,6 +101,8 @@ pub enum Message {
         level: u8,
         /// Bucket and digest.
         buckets: Vec<(u32, u128)>,
+        /// What the speaker knew when it wrote this.
+        context: Frontier,
     },
     /// The records of these buckets are wanted.
     StateWant {

@@ -2,3 +2,6 @@
 
 pub mod runtime;
 pub mod vfs;
+
+/// The software's version as shown to users.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,319 @@
+//! The node's state machine behind one mutex: any thread hands in events and has the resulting actions dispatched.
+
+use crate::payload::PayloadPool;
+use ice_core::action::{Io, Notice, Outbox, Refused, Reply, Send as NetSend};
+use ice_core::config::{Config, Recovered};
+use ice_core::event::{Ack, Admin, Batch, Change, Event, IoResult, LinkEvent, Request};
+use ice_core::ids::{InodeId, IoToken, LinkId, OpToken};
+use ice_core::message::Message;
+use ice_core::node::{Node, View};
+use ice_core::rng::Seed;
+use ice_core::time::{Deadline, Instant, Span};
+use ice_core::trace::{Frame, FORMAT, Start, outbox_digest};
+use ice_core::tree::Tree;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Carries out what the core wants. Every method is called with the node's lock held and in the outbox's order: it must
+/// only enqueue, and never call back into the engine.
+pub trait Actions: Send + Sync {
+    /// For the network.
+    fn send(&self, send: NetSend);
+    /// For the disk.
+    fn io(&self, io: Io);
+    /// For hooks and logs.
+    fn notice(&self, notice: Notice);
+}
+
+/// Writes the tape. Called before the step's outbox is dispatched.
+pub trait Tape: Send {
+    /// One frame.
+    fn frame(&mut self, frame: &Frame);
+}
+
+/// A state digest is recorded after this many steps.
+const DIGEST_EVERY_STEPS: u64 = 256;
+/// Steps that one caller drives before the driver thread takes over.
+const STEPS_PER_CALL: usize = 4;
+
+struct Inner {
+    node: Node,
+    batch: Batch,
+    out: Outbox,
+    wake: Option<Deadline>,
+    again: bool,
+    waiting: HashMap<OpToken, SyncSender<Reply>>,
+    tape: Option<Box<dyn Tape>>,
+    steps: u64,
+    wall_ns: u64,
+    last: Instant,
+    /// Until when the driver thread sleeps.
+    driver_until: Instant,
+}
+
+/// See the module.
+pub struct Engine {
+    inner: Mutex<Inner>,
+    poke: Condvar,
+    actions: OnceLock<Arc<dyn Actions>>,
+    payloads: Arc<PayloadPool>,
+    origin: std::time::Instant,
+    tokens: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+fn wall_ns() -> u64 {
+    // A clock before 1970 counts as 1970: the hybrid clock then only counts.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos().min(u128::from(u64::MAX)) as u64)
+}
+
+impl Engine {
+    /// Recovers the node. Nothing happens before [`Engine::start`].
+    pub fn new(config: Config, seed: Seed, disk: Recovered, payloads: Arc<PayloadPool>, tape: Option<Box<dyn Tape>>) -> Engine {
+        let copy = tape.is_some().then(|| (config.clone(), disk.clone()));
+        let node = Node::recover(config, seed, disk);
+        let mut tape = tape;
+        if let (Some(t), Some((config, disk))) = (tape.as_mut(), copy) {
+            let start =
+                Start { format: FORMAT, software: crate::VERSION.to_owned(), config, seed, disk, digest: node.digest() };
+            t.frame(&Frame::Start(Box::new(start)));
+        }
+        Engine {
+            inner: Mutex::new(Inner {
+                node,
+                batch: Batch::new(),
+                out: Outbox::default(),
+                wake: None,
+                again: true,
+                waiting: HashMap::new(),
+                tape,
+                steps: 0,
+                wall_ns: 0,
+                last: Instant(0),
+                driver_until: Instant(0),
+            }),
+            poke: Condvar::new(),
+            actions: OnceLock::new(),
+            payloads,
+            origin: std::time::Instant::now(),
+            tokens: AtomicU64::new(1),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Connects the outside and starts the driver thread, which steps the node when time or unfinished work ask for it.
+    pub fn start(self: &Arc<Self>, actions: Arc<dyn Actions>) -> std::io::Result<std::thread::JoinHandle<()>> {
+        if self.actions.set(actions).is_err() {
+            return Err(std::io::Error::other("the engine was started twice"));
+        }
+        let me = Arc::clone(self);
+        std::thread::Builder::new().name("ice-core".into()).spawn(move || me.drive())
+    }
+
+    /// Ends the driver thread. Requests still waiting are answered with `Stopping`.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let mut inner = self.lock();
+        for (_, waiter) in inner.waiting.drain() {
+            let _ = waiter.try_send(Reply::Failed(Refused::Stopping));
+        }
+        drop(inner);
+        self.poke.notify_all();
+    }
+
+    /// The pool that holds the bytes behind payload handles.
+    pub fn payloads(&self) -> &Arc<PayloadPool> {
+        &self.payloads
+    }
+
+    /// Hands in one event.
+    pub fn event(&self, event: Event) {
+        let mut inner = self.lock();
+        inner.batch.push_back(event);
+        self.run(&mut inner, STEPS_PER_CALL);
+    }
+
+    /// A disk action ended.
+    pub fn complete(&self, token: IoToken, result: IoResult) {
+        self.event(Event::Io { token, result });
+    }
+
+    /// A message arrived.
+    pub fn message(&self, link: LinkId, message: Message) {
+        self.event(Event::Peer { link, message });
+    }
+
+    /// A connection came or went.
+    pub fn link(&self, event: LinkEvent) {
+        self.event(Event::Link(event));
+    }
+
+    /// The operator wants something.
+    pub fn admin(&self, admin: Admin) {
+        self.event(Event::Admin(admin));
+    }
+
+    /// Changes that were just made in `backing`. The caller holds the namespace lock. One result per change.
+    pub fn change(&self, changes: Vec<Change>) -> Result<Vec<Result<InodeId, Refused>>, Refused> {
+        match self.request(Request::Change(changes), Duration::from_secs(10)) {
+            Reply::Changed(results) => Ok(results),
+            Reply::Failed(why) => Err(why),
+            Reply::Synced { .. } | Reply::Done => Err(Refused::Unknown),
+        }
+    }
+
+    /// Waits until everything issued so far is durable as `ack` asks, `timeout` at most.
+    pub fn sync(&self, ack: Ack, timeout: Duration) -> Result<u32, Refused> {
+        let span = Span(timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
+        match self.request(Request::Sync { ack, timeout: span }, timeout + Duration::from_secs(5)) {
+            Reply::Synced { copies } => Ok(copies),
+            Reply::Failed(why) => Err(why),
+            Reply::Changed(_) | Reply::Done => Err(Refused::Unknown),
+        }
+    }
+
+    /// Nobody writes this inode any more.
+    pub fn released(&self, inode: InodeId) {
+        self.request(Request::Released { inode }, Duration::from_secs(10));
+    }
+
+    /// Reads the namespace. Keep it short: it holds the node's lock.
+    pub fn tree<R>(&self, f: impl FnOnce(&Tree) -> R) -> R {
+        f(self.lock().node.view().tree())
+    }
+
+    /// Reads anything. Keep it short: it holds the node's lock.
+    pub fn view<R>(&self, f: impl FnOnce(View<'_>) -> R) -> R {
+        f(self.lock().node.view())
+    }
+
+    fn request(&self, op: Request, limit: Duration) -> Reply {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Reply::Failed(Refused::Stopping);
+        }
+        let token = OpToken(self.tokens.fetch_add(1, Ordering::Relaxed));
+        let (tx, rx) = sync_channel(1);
+        let mut inner = self.lock();
+        inner.waiting.insert(token, tx);
+        inner.batch.push_back(Event::Op { token, op });
+        self.run(&mut inner, STEPS_PER_CALL);
+        drop(inner);
+        match rx.recv_timeout(limit) {
+            Ok(reply) => reply,
+            Err(_) => {
+                // The core answers every request by its give-up time; this is the belt to its braces.
+                self.lock().waiting.remove(&token);
+                self.event(Event::Cancel { token });
+                Reply::Failed(Refused::NotAcknowledged)
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic under this lock means that the state machine's own assertion failed: nothing after it can be trusted.
+        self.inner.lock().unwrap_or_else(|_| std::process::abort())
+    }
+
+    fn now(&self) -> Instant {
+        Instant(self.origin.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64)
+    }
+
+    /// Steps until the batch is empty or `most` steps were made; what is left is the driver's.
+    fn run(&self, inner: &mut Inner, most: usize) {
+        let Some(actions) = self.actions.get() else { return };
+        let mut steps = 0;
+        while (!inner.batch.is_empty() || inner.again) && steps < most {
+            steps += 1;
+            self.step(inner, actions.as_ref());
+        }
+        if inner.again || !inner.batch.is_empty() {
+            self.poke.notify_one();
+        }
+    }
+
+    fn step(&self, inner: &mut Inner, actions: &dyn Actions) {
+        let now = self.now().max(inner.last);
+        inner.last = now;
+        let wall = wall_ns();
+        if !inner.batch.is_empty() || wall.abs_diff(inner.wall_ns) > 500_000_000 {
+            inner.wall_ns = wall;
+            inner.batch.push_front(Event::Wall { unix_ns: wall });
+        }
+        let given = inner.tape.is_some().then(|| inner.batch.clone());
+        let Inner { node, batch, out, .. } = inner;
+        let before = batch.len();
+        node.step(now, batch, out);
+        if let (Some(tape), Some(mut events)) = (inner.tape.as_mut(), given) {
+            // Only what the step consumed belongs to its frame; the rest comes with a later one.
+            events.truncate(before - inner.batch.len());
+            tape.frame(&Frame::Step { now, events, outbox: outbox_digest(&inner.out) });
+            inner.steps += 1;
+            if inner.steps.is_multiple_of(DIGEST_EVERY_STEPS) {
+                tape.frame(&Frame::State { digest: inner.node.digest() });
+            }
+        }
+        inner.wake = inner.out.wake;
+        inner.again = inner.out.again;
+        self.poke_if_earlier(inner);
+        let out = &mut inner.out;
+        for io in out.io.drain(..) {
+            actions.io(io);
+        }
+        for send in out.send.drain(..) {
+            actions.send(send);
+        }
+        for notice in out.notice.drain(..) {
+            actions.notice(notice);
+        }
+        for id in out.release.drain(..) {
+            self.payloads.release(id);
+        }
+        for (token, reply) in out.reply.drain(..) {
+            if let Some(waiter) = inner.waiting.remove(&token) {
+                let _ = waiter.try_send(reply);
+            }
+        }
+    }
+
+    /// Waking the driver costs a context switch: only when it would oversleep.
+    fn poke_if_earlier(&self, inner: &Inner) {
+        if inner.wake.is_some_and(|w| w.at < inner.driver_until) {
+            self.poke.notify_one();
+        }
+    }
+
+    fn drive(&self) {
+        let mut inner = self.lock();
+        while !self.stopping.load(Ordering::SeqCst) {
+            if inner.again || !inner.batch.is_empty() || inner.wake.is_some_and(|w| w.at <= self.now()) {
+                if let Some(actions) = self.actions.get() {
+                    self.step(&mut inner, actions.as_ref());
+                }
+                // Let the threads of the adapters in between.
+                drop(inner);
+                inner = self.lock();
+                continue;
+            }
+            let idle = Duration::from_millis(500);
+            let wait = inner.wake.map_or(idle, |w| Duration::from_nanos(w.at.since(self.now()).0).min(idle));
+            inner.driver_until = self.now().after(Span(wait.as_nanos() as u64));
+            inner = match self.poke.wait_timeout(inner, wait) {
+                Ok((guard, _)) => guard,
+                Err(_) => std::process::abort(),
+            };
+            inner.driver_until = Instant(0);
+            if inner.wall_ns.abs_diff(wall_ns()) > 1_000_000_000 {
+                inner.again = true;
+            }
+        }
+    }
+}
