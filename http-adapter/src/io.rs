@@ -53,11 +53,7 @@ impl HyperIo {
 
 impl Read for HyperIo {
     #[allow(unsafe_code)]
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let want = buf.remaining().min(self.read_size);
         // SAFETY: only zeroes and bytes that were read are written to the slice; nothing in it becomes uninitialised.
         let room: &mut [MaybeUninit<u8>] = &mut unsafe { buf.as_mut() }[..want];

@@ -79,10 +79,8 @@ impl Bound {
     /// Binds `addr` (`host:port`; an empty host means all addresses).
     pub async fn new(runtime: impl Runtime, addr: &str) -> io::Result<Bound> {
         let rt = Rt::new(runtime);
-        let listener = rt
-            .listen(addr)
-            .await
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))?;
+        let listener =
+            rt.listen(addr).await.map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))?;
         let address = listener.local_addr()?;
         Ok(Bound { rt, listener, address })
     }
@@ -180,7 +178,9 @@ async fn serve_counted(mut stream: BoxStream, from: SocketAddr, shared: &Serving
         tracing::warn!(%from, "too many connections: refused");
         if shared.tls.is_none() {
             let full = async {
-                stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await?;
+                stream
+                    .write_all(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                    .await?;
                 stream.close().await
             };
             // It is refused, whether it hears so or not.
@@ -194,10 +194,7 @@ async fn serve_counted(mut stream: BoxStream, from: SocketAddr, shared: &Serving
     drop(place);
 }
 
-async fn serve_one(
-    stream: BoxStream,
-    shared: &Serving,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn serve_one(stream: BoxStream, shared: &Serving) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let limits = &shared.limits;
     let (stream, vectored, h2) = match &shared.tls {
         None => (stream, true, false),

@@ -200,7 +200,12 @@ mod tests {
             body: OpBody::Remove { entry: EntryId(5), saw: Stamp::ZERO },
             payload: None,
         };
-        Message::Ops { origin: ReplicaId(1), after: (from - 1, Hlc(0)), ops: (from..=to).map(op).collect(), urgent: false }
+        Message::Ops {
+            origin: ReplicaId(1),
+            after: (from - 1, Hlc(0)),
+            ops: (from..=to).map(op).collect(),
+            urgent: false,
+        }
     }
 
     #[test]
@@ -210,7 +215,7 @@ mod tests {
         let mut link = Follower::new(&counters, "http://b:1".into());
         link.sent(&removals(1, 3), start);
         link.sent(&removals(4, 5), start);
-        let held = Held { log: vec![Mark { origin: ReplicaId(1), seq: 4, time: Hlc(4) }], content: vec![] };
+        let held = Held { log: vec![Mark { origin: ReplicaId(1), seq: 4, time: Hlc(4) }], ..Held::default() };
         link.received(&Message::Held(held), start + Duration::from_millis(20));
         let all = counters.to_json();
         assert_eq!(all["http://b:1"]["total"], 5);
@@ -231,7 +236,13 @@ mod tests {
             link.sent(&removals(n, n), Instant::now());
         }
         assert_eq!(link.awaited.len(), AWAITED_MAX);
-        link.received(&Message::Held(Held { log: vec![Mark { origin: ReplicaId(1), seq: u64::MAX, time: Hlc(0) }], content: vec![] }), Instant::now());
+        link.received(
+            &Message::Held(Held {
+                log: vec![Mark { origin: ReplicaId(1), seq: u64::MAX, time: Hlc(0) }],
+                ..Held::default()
+            }),
+            Instant::now(),
+        );
         let success = counters.to_json()["http://a:1"]["ops"]["DEL"]["success"].as_u64();
         assert_eq!(success, Some(2 * AWAITED_MAX as u64 - 1));
         for n in 0..2 * PEERS_MAX {

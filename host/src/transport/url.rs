@@ -124,9 +124,21 @@ mod tests {
     #[test]
     fn what_is_no_address_is_refused() {
         let long = "a".repeat(URL_MAX_BYTES + 1);
-        for text in
-            ["", "http://", "ftp://a", "http://a b", "a:99999", "a:0", "a:x", "user@a", "::1", "[::g]", "a\r\nb", "é", &long]
-        {
+        for text in [
+            "",
+            "http://",
+            "ftp://a",
+            "http://a b",
+            "a:99999",
+            "a:0",
+            "a:x",
+            "user@a",
+            "::1",
+            "[::g]",
+            "a\r\nb",
+            "é",
+            &long,
+        ] {
             assert!(BaseUrl::parse(text).is_err(), "{text:?}");
         }
     }

@@ -2,10 +2,10 @@
 
 use super::error::Failure;
 use super::{Shared, is_safe};
+use crate::peer::same_secret;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use crate::peer::same_secret;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 /// Runs before every route.
@@ -16,8 +16,12 @@ pub(super) async fn guard(State(app): State<Shared>, request: Request, next: Nex
         return Failure::unauthorized().into_response();
     }
     if !is_safe(request.method()) && cross_site(request.headers()) {
-        return Failure::new(StatusCode::FORBIDDEN, "cross_site", "a page of another site may not change anything here")
-            .into_response();
+        return Failure::new(
+            StatusCode::FORBIDDEN,
+            "cross_site",
+            "a page of another site may not change anything here",
+        )
+        .into_response();
     }
     let mut response = next.run(request).await;
     response.headers_mut().entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
@@ -61,7 +65,9 @@ mod tests {
     fn tokens_are_exact() {
         let ok = |list: &[_]| authorized(Some("secret"), &headers(list));
         assert!(ok(&[("authorization", "Bearer secret")]));
-        for bad in ["Bearer secre", "Bearer secret ", "bearer secret", "Bearer", "secret", "Basic secret", "Bearer  secret"] {
+        for bad in
+            ["Bearer secre", "Bearer secret ", "bearer secret", "Bearer", "secret", "Basic secret", "Bearer  secret"]
+        {
             assert!(!ok(&[("authorization", bad)]), "{bad}");
         }
         assert!(!ok(&[]) && !ok(&[("authorization", "Bearer secret"), ("authorization", "Bearer secret")]));

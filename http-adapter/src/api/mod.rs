@@ -63,13 +63,7 @@ pub(crate) struct App {
 type Shared = Arc<App>;
 
 /// All routes. `net` contributes the peers' ones and the counters.
-pub fn router(
-    rt: Rt,
-    files: Arc<dyn FileService>,
-    cluster: Arc<dyn Cluster>,
-    net: Net,
-    config: ApiConfig,
-) -> Router {
+pub fn router(rt: Rt, files: Arc<dyn FileService>, cluster: Arc<dyn Cluster>, net: Net, config: ApiConfig) -> Router {
     let app = Arc::new(App { rt, files, cluster, net, config });
     Router::new()
         .route("/health", any(node::health))
@@ -83,7 +77,10 @@ pub fn router(
         .route("/v1/index", get(node::index).fallback(only_get))
         .route("/v1/peers", get(node::peers).fallback(only_get))
         .route("/v1/peers/register", post(node::register).put(node::register).fallback(only_post_or_put))
-        .route("/v1/peers/unregister", post(node::unregister).merge(delete(node::unregister)).fallback(only_post_or_delete))
+        .route(
+            "/v1/peers/unregister",
+            post(node::unregister).merge(delete(node::unregister)).fallback(only_post_or_delete),
+        )
         .route("/v1/stats", get(node::stats).fallback(only_get))
         .route("/v1/stats/reset", post(node::stats_reset).fallback(only_post))
         .route("/v1/file", get(file::read).put(file::write).delete(file::remove).fallback(only_file))

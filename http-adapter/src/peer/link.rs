@@ -3,9 +3,9 @@
 use super::net::Inner;
 use crate::io::Idle;
 use bytes::{Bytes, BytesMut};
+use futures::AsyncReadExt;
 use futures::future::{Either, select};
 use futures::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
-use futures::AsyncReadExt;
 use ice_core::event::{Event, LinkEvent};
 use ice_core::ids::LinkId;
 use ice_core::message::Message;
@@ -43,7 +43,14 @@ fn follow<'a, 'b>(follower: &'b Follow<'a>) -> std::sync::MutexGuard<'b, Followe
 }
 
 /// Serves a connection from `Up` to `Down`. `early` has arrived on it already.
-pub(super) async fn run(net: &Inner, link: LinkId, queue: &Queue, stream: BoxStream, early: Bytes, dialled: Option<String>) {
+pub(super) async fn run(
+    net: &Inner,
+    link: LinkId,
+    queue: &Queue,
+    stream: BoxStream,
+    early: Bytes,
+    dialled: Option<String>,
+) {
     let follower = Mutex::new(Follower::new(&net.counters, dialled.clone().unwrap_or_else(|| link.to_string())));
     net.event(Event::Link(LinkEvent::Up { link, dialled: dialled.clone() }));
     let (input, output) = stream.split();

@@ -46,8 +46,7 @@ async fn upgrade(State(net): State<Arc<Inner>>, mut request: Request) -> Result<
             super::PROTOCOL,
             offered.filter(|_| wants).unwrap_or_else(|| "plain HTTP".into())
         );
-        let mut response =
-            Failure::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", reason).into_response();
+        let mut response = Failure::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", reason).into_response();
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(super::PROTOCOL));
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         return Ok(response);
@@ -134,7 +133,8 @@ fn enter(serving: &AtomicUsize) -> bool {
 
 async fn content(State(net): State<Arc<Inner>>, request: Request) -> Result<Response, Failure> {
     let bad = |what| Failure::new(StatusCode::BAD_REQUEST, "bad_request", what);
-    let (inode, version) = parse_query(request.uri().query().unwrap_or("")).ok_or(bad("inode and version are needed"))?;
+    let (inode, version) =
+        parse_query(request.uri().query().unwrap_or("")).ok_or(bad("inode and version are needed"))?;
     let from = parse_from(request.headers().get(header::RANGE)).ok_or(bad("only bytes=N- is understood"))?;
     let store = net.store.clone();
     let opened = net.rt.blocking(move || store.open_version(inode, version)).await.and_then(|r| r);
@@ -173,7 +173,9 @@ mod tests {
     fn queries_are_read_strictly() {
         let stamp = Stamp { time: Hlc(17), replica: ReplicaId(0xab) };
         assert_eq!(parse_query("inode=1f&version=17-ab"), Some((InodeId(0x1f), stamp)));
-        for bad in ["", "inode=1f", "version=1-1", "inode=xyz&version=1-1", "inode=1&version=1", "inode=1&version=1-1&x=2"] {
+        for bad in
+            ["", "inode=1f", "version=1-1", "inode=xyz&version=1-1", "inode=1&version=1", "inode=1&version=1-1&x=2"]
+        {
             assert_eq!(parse_query(bad), None, "{bad}");
         }
         assert_eq!(parse_from(None), Some(0));
