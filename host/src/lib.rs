@@ -3,12 +3,14 @@
 pub mod config;
 pub mod digest;
 pub mod duration;
+pub mod engine;
 pub mod identity;
 pub mod log;
 pub mod payload;
 pub mod recorder;
 pub mod runtime;
 pub mod store;
+pub mod transport;
 pub mod vfs;
 
 /// The software's version as shown to users.
