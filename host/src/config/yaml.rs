@@ -44,6 +44,9 @@ impl<'de> Visitor<'de> for Top<'_> {
         f.write_str("lines of the form `key: value`")
     }
     // An empty file, or one of comments only.
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
     fn visit_unit<E: de::Error>(self) -> Result<(), E> {
         Ok(())
     }
