@@ -62,7 +62,11 @@ fn fault_03_closing_keeps_mode_inode_and_links() {
     f.write_all(b"one").expect("write");
     drop(f);
     let before = fs::metadata(&a).expect("stat");
-    fs::OpenOptions::new().append(true).open(&b).and_then(|mut f| f.write_all(b" two")).expect("write through the link");
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&b)
+        .and_then(|mut f| f.write_all(b" two"))
+        .expect("write through the link");
     let after = fs::metadata(&a).expect("stat");
     assert_eq!((before.ino(), before.mode()), (after.ino(), after.mode()));
     assert_eq!(after.mode() & 0o777, 0o751);
@@ -90,7 +94,8 @@ fn fault_04_renames_directories_and_attributes_travel() {
     fs::set_permissions(m.join("moved/e/f"), fs::Permissions::from_mode(0o600)).expect("chmod");
     std::os::unix::fs::chown(m.join("moved/e/f"), Some(1234), Some(4321)).expect("chown");
     fs::remove_dir(m.join("empty")).expect("rmdir");
-    rustix::fs::setxattr(m.join("moved/e/f"), "user.note", b"hello", rustix::fs::XattrFlags::empty()).expect("setxattr");
+    rustix::fs::setxattr(m.join("moved/e/f"), "user.note", b"hello", rustix::fs::XattrFlags::empty())
+        .expect("setxattr");
     c.wait_equal();
     assert!(!n.join("d").exists() && !n.join("empty").exists());
     let f = fs::metadata(n.join("moved/e/f")).expect("stat");
@@ -238,7 +243,14 @@ fn fault_16_owners_are_real_and_working_files_are_hidden() {
     let m = c.nodes[0].mount();
     fs::set_permissions(&m, fs::Permissions::from_mode(0o777)).expect("chmod");
     let made = Command::new("setpriv")
-        .args(["--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c", "echo hi > mine && mkdir sub && ! cat secret"])
+        .args([
+            "--reuid=1000",
+            "--regid=1000",
+            "--clear-groups",
+            "sh",
+            "-c",
+            "echo hi > mine && mkdir sub && ! cat secret",
+        ])
         .current_dir(&m)
         .env("PATH", "/usr/bin:/bin");
     fs::write(m.join("secret"), "x").expect("write");
@@ -298,7 +310,9 @@ fn fault_19_links_do_not_lead_out_and_get_changes_nothing() {
     assert!(r.status >= 400 && !r.text().contains("root:"), "{} {}", r.status, r.text());
     let r = n.http("GET", "/v1/file?path=../../etc/passwd", &[], b"").expect("get");
     assert_eq!(r.status, 400);
-    for target in ["/v1/peers/register?url=http://127.0.0.1:1", "/v1/peers/unregister?url=http://127.0.0.1:1", "/v1/stats/reset"] {
+    for target in
+        ["/v1/peers/register?url=http://127.0.0.1:1", "/v1/peers/unregister?url=http://127.0.0.1:1", "/v1/stats/reset"]
+    {
         assert_eq!(n.http("GET", target, &[], b"").expect("get").status, 405, "{target}");
     }
     let cross = [("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")];
@@ -315,7 +329,9 @@ fn fault_20_only_health_and_ready_are_open() {
     for open in ["/health", "/ready", "/v1/ready"] {
         assert_eq!(request(port, "", "GET", open, &[], b"").expect("get").status, 200, "{open}");
     }
-    for closed in ["/v1/node", "/v1/time", "/v1/version", "/v1/index", "/v1/peers", "/v1/stats", "/v1/status", "/v1/file?path=x"] {
+    for closed in
+        ["/v1/node", "/v1/time", "/v1/version", "/v1/index", "/v1/peers", "/v1/stats", "/v1/status", "/v1/file?path=x"]
+    {
         assert_eq!(request(port, "", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
         assert_eq!(request(port, "wrong", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
         assert_ne!(request(port, "s3cret", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
