@@ -1,1 +1,6 @@
+//! The programs `icecluster`, `icectl` and `icesim`: the only place that picks a runtime and wires adapters.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
+pub mod args;
+pub mod ctl;

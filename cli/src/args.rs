@@ -1,0 +1,157 @@
+//! Command-line habits shared by the programs: long flags with one dash (`-config x`, `-path=x`), as Go's `flag` package
+//! takes them, besides the usual two; durations as Go writes them; exit codes.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Everything was done, and the answer is yes.
+pub const OK: u8 = 0;
+/// A transport error, a refusal, or an answer that is no.
+pub const FAILED: u8 = 1;
+/// The command line or the configuration cannot be understood.
+pub const USAGE: u8 = 2;
+
+/// Rewrites `-name` and `-name=value` to `--name...` wherever `name` is a long flag of `command` or of one of its
+/// subcommands. Everything else, also what follows `--`, is left as it is, so that short flags and values that begin with a
+/// dash keep their meaning.
+pub fn normalise(command: &clap::Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut known = BTreeSet::from(["help".to_owned(), "version".to_owned()]);
+    collect_long(command, &mut known);
+    let mut verbatim = false;
+    args.into_iter()
+        .enumerate()
+        .map(|(i, arg)| {
+            verbatim |= arg == "--";
+            if i == 0 || verbatim || !is_single_dashed(&arg, &known) {
+                return arg;
+            }
+            let mut bytes = b"-".to_vec();
+            bytes.extend_from_slice(arg.as_bytes());
+            OsString::from_vec(bytes)
+        })
+        .collect()
+}
+
+fn collect_long(command: &clap::Command, known: &mut BTreeSet<String>) {
+    known.extend(command.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned));
+    command.get_subcommands().for_each(|c| collect_long(c, known));
+}
+
+fn is_single_dashed(arg: &OsStr, known: &BTreeSet<String>) -> bool {
+    let Some(name) = arg.as_bytes().strip_prefix(b"-") else { return false };
+    let name = name.split(|b| *b == b'=').next().unwrap_or_default();
+    name.len() > 1 && std::str::from_utf8(name).is_ok_and(|n| known.contains(n))
+}
+
+/// Parses the command line into `T`; on a mistake, or when only help was asked for, returns the code to exit with.
+pub fn parse<T: clap::CommandFactory + clap::FromArgMatches>(
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<T, ExitCode> {
+    parse_with(args, |_| false)
+}
+
+/// [`parse`], but `explain` may print a mistake in its own words and return `true`.
+pub fn parse_with<T: clap::CommandFactory + clap::FromArgMatches>(
+    args: impl IntoIterator<Item = OsString>,
+    explain: impl FnOnce(&clap::Error) -> bool,
+) -> Result<T, ExitCode> {
+    let mut command = T::command();
+    command.build();
+    let args = normalise(&command, args);
+    let parsed = T::command().try_get_matches_from(args).and_then(|m| T::from_arg_matches(&m));
+    parsed.map_err(|error| {
+        if !explain(&error) {
+            // If not even standard error can be written, the exit code still tells.
+            let _ = error.print();
+        }
+        ExitCode::from(if error.use_stderr() { USAGE } else { OK })
+    })
+}
+
+/// Parses a duration as Go does: `300ms`, `1.5h`, `2m30s`, and a bare `0`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("invalid duration {text:?}: write for example 300ms, 10s or 2m30s");
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    if rest.is_empty() || rest.starts_with('-') {
+        return Err(bad());
+    }
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| bad())?;
+        rest = &rest[digits..];
+        let unit_len = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let seconds = match &rest[..unit_len] {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(bad()),
+        };
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
+        total = total.checked_add(part).ok_or_else(bad)?;
+        rest = &rest[unit_len..];
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser, Debug, PartialEq)]
+    struct Sample {
+        #[arg(long)]
+        config: Option<String>,
+        #[arg(short, long)]
+        verbose: bool,
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
+              action = clap::ArgAction::Set)]
+        ro: bool,
+        rest: Vec<String>,
+    }
+
+    fn sample(args: &[&str]) -> Result<Sample, clap::Error> {
+        let args = std::iter::once("x").chain(args.iter().copied()).map(OsString::from);
+        Sample::try_parse_from(normalise(&Sample::command(), args))
+    }
+    use clap::CommandFactory;
+
+    #[test]
+    fn one_dash_and_two_dashes_mean_the_same() {
+        for args in [&["-config", "a", "-ro"][..], &["--config=a", "--ro"], &["-config=a", "-ro=true"]] {
+            let got = sample(args).unwrap();
+            assert_eq!((got.config.as_deref(), got.ro), (Some("a"), true), "{args:?}");
+        }
+        assert!(!sample(&["-ro=false"]).unwrap().ro);
+    }
+
+    #[test]
+    fn short_flags_unknown_flags_and_what_follows_two_dashes_are_left_alone() {
+        assert!(sample(&["-v"]).unwrap().verbose);
+        assert!(sample(&["-confi", "a"]).is_err());
+        assert_eq!(sample(&["--", "-config"]).unwrap().rest, ["-config"]);
+        assert_eq!(sample(&["-config", ""]).unwrap().config.as_deref(), Some(""));
+    }
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, ms) in
+            [("10s", 10_000), ("300ms", 300), ("2m30s", 150_000), ("1.5h", 5_400_000), ("0", 0), ("0s", 0)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "10", "-1s", "s", "1x", "1..5s", "99999999999999999999h", "1s "] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

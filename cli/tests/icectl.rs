@@ -1,0 +1,260 @@
+//! `icectl` against fake nodes: its output lines, exit codes, flags, and what it sends.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::sync::Arc;
+use support::{Fake, closed_port, icectl, ran, run};
+
+#[test]
+fn usage_mistakes_exit_with_2_and_say_what_is_wrong() {
+    for (args, word) in [
+        (&[][..], "Usage: icectl"),
+        (&["frobnicate"], "unknown command: frobnicate"),
+        (&["get"], "missing -path"),
+        (&["put"], "missing -path"),
+        (&["repair", "-mode", "force-from"], "missing -source"),
+        (&["repair", "-mode", "sideways"], "sideways"),
+        (&["peers", "-timeout", "5"], "invalid duration"),
+        (&["peers", "-base", "ftp://x"], "neither http nor https"),
+        (&["lock", "-path", "x"], "unknown command: lock"),
+    ] {
+        let ran = run(args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
+        assert!(ran.err.contains(word), "{args:?}: {}", ran.err);
+        assert_eq!(ran.out, "", "{args:?}");
+    }
+    assert_eq!(run(&["version"]).out, format!("{}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(run(&["-help"]).code, 0);
+}
+
+#[test]
+fn transport_errors_exit_with_1() {
+    let base = format!("http://{}", closed_port());
+    for command in [&["peers"][..], &["health"], &["get", "-path", "x"], &["put", "-path", "x"], &["consistency"]] {
+        let mut args = vec!["-base", &base];
+        args.extend(command);
+        let ran = run(&args);
+        assert_eq!(ran.code, 1, "{command:?}");
+        assert!(ran.err.starts_with("error: "), "{command:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_given_up_after_the_timeout() {
+    let node = Fake::start();
+    node.with(|s| s.silent = true);
+    let ran = run(&["-base", &node.url(), "-timeout", "100ms", "peers"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("nothing moved for 100ms"), "{}", ran.err);
+}
+
+#[test]
+fn peers_health_and_stats_print_the_lines_of_old() {
+    let node = Fake::start();
+    node.with(|s| {
+        s.peers = vec!["http://a:1".into(), "http://b:2".into()];
+        s.fixed.insert("/health".into(), (200, "ok".into()));
+        let stats = r#"{"http://b:2":{"total":3,"ops":{"PUT":{"requests":2,"success":1,"fail":1,"avg_ms":1.239,"last_ms":2},
+                        "DEL":{"requests":1,"success":1,"fail":0,"avg_ms":0.5,"last_ms":0.5}}},"http://a:1":{"total":0,"ops":{}}}"#;
+        s.fixed.insert("/v1/stats".into(), (200, stats.into()));
+    });
+    let base = format!("{}/", node.url());
+    assert_eq!(run(&["-base", &base, "peers"]).out, "[\n  \"http://a:1\",\n  \"http://b:2\"\n]\n");
+    assert_eq!(run(&["-base", &base, "health"]).out, "200 OK\n");
+    let stats = run(&["-base", &base, "-reset-stats", "stats"]);
+    assert_eq!(
+        stats.out,
+        "http://a:1 total=0\nhttp://b:2 total=3\n  DEL  req=1 ok=1 fail=0 avg=0.50ms last=0.50ms\n  \
+         PUT  req=2 ok=1 fail=1 avg=1.24ms last=2.00ms\n"
+    );
+    assert_eq!(node.with(|s| s.log.last().cloned()).unwrap(), "POST /v1/stats/reset");
+
+    node.with(|s| s.fixed.insert("/health".into(), (503, "no".into())));
+    let sick = run(&["-base", &base, "health"]);
+    assert_eq!((sick.code, sick.out.as_str()), (1, "503 Service Unavailable\n"));
+}
+
+#[test]
+fn files_go_in_and_out_byte_by_byte_and_refusals_are_failures() {
+    let node = Fake::start();
+    let url = node.url();
+    let data: Vec<u8> = (0..700_000_u32).map(|i| (i % 251) as u8).collect();
+    let mut child = icectl(&["-base", &url, "put", "-path=/dir/a b&c.txt"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&data).unwrap();
+    let put = ran(child.wait_with_output().unwrap());
+    assert_eq!((put.code, put.out.as_str()), (0, "204 No Content\n"));
+    assert!(node.with(|s| s.files["dir/a b&c.txt"].data == data));
+
+    let got = icectl(&["--base", &url, "get", "--path", "dir/a b&c.txt"]).output().unwrap();
+    assert!(got.status.success() && got.stdout == data && got.stderr.is_empty());
+
+    let missing = run(&["-base", &url, "get", "-path", "nothing"]);
+    assert_eq!((missing.code, missing.out.as_str(), missing.err.as_str()), (1, "", "error: 404 Not Found\n"));
+    let bad = run(&["-base", &url, "del", "-path", ""]);
+    assert_eq!((bad.code, bad.err.as_str()), (1, "error: 400 Bad Request\n  missing path\n"));
+
+    assert_eq!(run(&["-base", &url, "del", "-path", "dir/a b&c.txt"]).out, "204 No Content\n");
+    assert!(node.with(|s| s.files.is_empty()));
+}
+
+#[test]
+fn long_bodies_pass_through_in_bounded_memory_and_a_closed_pipe_is_no_error() {
+    let node = Fake::start();
+    let url = node.url();
+    let length = 300 << 20;
+    node.with(|s| s.zeros = length);
+    // 300 MiB through a process that may have 120 MiB of address space for data.
+    let limited = |args: &[&str]| {
+        let inner = icectl(args);
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -d 122880; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let mut child = limited(&["-base", &url, "get", "-path", "/zeros"]).spawn().unwrap();
+    let mut sink = std::io::BufReader::new(child.stdout.take().unwrap());
+    assert_eq!(std::io::copy(&mut sink, &mut std::io::sink()).unwrap(), length);
+    assert!(child.wait().unwrap().success());
+
+    let mut child = limited(&["-base", &url, "put", "-path", "/big"]).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let chunk = vec![0; 1 << 20];
+    (0..200).for_each(|_| stdin.write_all(&chunk).unwrap());
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(node.with(|s| s.received_bytes), 200 << 20);
+
+    let mut child = limited(&["-base", &url, "get", "-path", "/zeros"]).spawn().unwrap();
+    let mut some = [0; 1000];
+    child.stdout.as_mut().unwrap().read_exact(&mut some).unwrap();
+    drop(child.stdout.take());
+    let mut errors = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert_eq!((child.wait().unwrap().code(), errors.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn the_token_comes_from_flag_environment_or_file_and_goes_into_the_header() {
+    let node = Fake::start();
+    let url = node.url();
+    node.with(|s| s.token = Some("s3cret".into()));
+    let refused = run(&["-base", &url, "peers"]);
+    assert_eq!((refused.code, refused.err.as_str()), (1, "error: 401 Unauthorized\n"));
+    assert_eq!(run(&["-base", &url, "-token", "s3cret", "peers"]).code, 0);
+    assert_eq!(ran(icectl(&["-base", &url, "peers"]).env("ICECLUSTER_TOKEN", "s3cret").output().unwrap()).code, 0);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "s3cret\n").unwrap();
+    assert_eq!(run(&["-base", &url, "-token-file", file.path().to_str().unwrap(), "peers"]).code, 0);
+    assert_eq!(run(&["-base", &url, "-token", "wrong", "peers"]).code, 1);
+    let evil = run(&["-base", &url, "-token", "a\nX: y", "peers"]);
+    assert!(evil.code == 1 && evil.err.contains("does not allow"), "{}", evil.err);
+}
+
+#[test]
+fn a_certificate_authority_file_makes_tls_work_and_nothing_else_does() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let node = Fake::start_with(Some(Arc::new(config)));
+    let url = format!("https://localhost:{}", node.addr.port());
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    let ok = run(&["-base", &url, "-cacert", ca.path().to_str().unwrap(), "peers"]);
+    assert_eq!((ok.code, ok.out.as_str()), (0, "[]\n"), "{}", ok.err);
+    let refused = run(&["-base", &url, "peers"]);
+    assert!(refused.code == 1 && refused.err.contains("certificate"), "{}", refused.err);
+}
+
+fn pair() -> (Fake, Fake) {
+    let (a, b) = (Fake::start(), Fake::start());
+    let peers = vec![a.url(), b.url()];
+    a.with(|s| s.peers = peers.clone());
+    b.with(|s| s.peers = peers);
+    (a, b)
+}
+
+#[test]
+fn consistency_names_the_differences_and_its_exit_code_tells() {
+    let (a, b) = pair();
+    a.put("same", "x", 1);
+    b.put("same", "x", 2);
+    let equal = run(&["-base", &a.url(), "consistency"]);
+    assert_eq!((equal.code, equal.out.as_str()), (0, "All peers consistent.\n"));
+
+    a.put("old", "aa", 5);
+    b.put("old", "bbb", 6);
+    a.put("only", "1", 7);
+    let differ = run(&["-base", &a.url(), "consistency"]);
+    let (ua, ub) = (a.url(), b.url());
+    let wanted = format!(
+        "INCONSISTENT old\n  {ua}\tmtime=5\tsize=2\n  {ub}\tmtime=6\tsize=3\n\
+         INCONSISTENT only\n  {ua}\tmtime=7\tsize=1\n  {ub}\tmissing\nTotal inconsistent files: 2\n"
+    );
+    assert_eq!((differ.code, differ.out), (1, wanted));
+    let json = run(&["-base", &a.url(), "-json", "consistency"]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["inconsistent"][1]["peers"][&ub], serde_json::Value::Null);
+    assert_eq!(json["consistent"], false);
+
+    let gone = format!("http://{}", closed_port());
+    a.with(|s| s.peers.push(gone.clone()));
+    let skipped = run(&["-base", &a.url(), "consistency"]);
+    assert_eq!(skipped.code, 1);
+    assert!(skipped.err.starts_with(&format!("warn: index {gone}: ")), "{}", skipped.err);
+    assert!(skipped.out.contains("Total inconsistent files: 2"));
+}
+
+#[test]
+fn repair_latest_takes_the_newest_copy_and_deletes_nothing() {
+    let (a, b) = pair();
+    a.put("x", "old", 1);
+    b.put("x", "newer", 2);
+    a.put("only", "here", 3);
+    let ran = run(&["-base", &a.url(), "repair"]);
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""));
+    assert_eq!(a.with(|s| s.files["x"].data.clone()), b"newer");
+    assert_eq!(b.with(|s| s.files["only"].data.clone()), b"here");
+    assert!(run(&["-base", &a.url(), "consistency"]).out.starts_with("All peers consistent."));
+}
+
+#[test]
+fn repair_force_from_makes_all_as_the_source_is() {
+    let (a, b) = pair();
+    a.put("x", "old but right", 1);
+    b.put("x", "newer", 2);
+    b.put("surplus", "y", 3);
+    let ran = run(&["-base", &a.url(), "repair", "-mode", "force-from", "-source", &format!("{}/", a.url())]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_eq!(b.with(|s| s.files["x"].data.clone()), b"old but right");
+    assert!(b.with(|s| !s.files.contains_key("surplus")));
+    let unknown = run(&["-base", &a.url(), "repair", "-mode", "force-from", "-source", "http://elsewhere:1"]);
+    assert_eq!(unknown.code, 2);
+}
+
+#[test]
+fn status_prints_reasons_and_fails_when_there_is_one() {
+    let node = Fake::start();
+    let status = r#"{"name":"n1","version":"0.1.0","urls":["http://a:1"],"inodes":3,"pending":0,"pending_bytes":0,
+        "conflicts":1,"in_sync":true,"reasons":[],"peers":[{"name":"n2","state":"up","urls":["http://b:2"],"why":"",
+        "lag_ops":4,"lag_bytes":2048,"left":false}]}"#;
+    node.with(|s| s.fixed.insert("/v1/status".into(), (200, status.into())));
+    let well = run(&["-base", &node.url(), "status"]);
+    assert_eq!(well.code, 0);
+    assert!(well.out.contains("node       n1\tin sync\tversion 0.1.0\n"), "{}", well.out);
+    assert!(well.out.contains("peer       n2\tup\tlag 4 operations, 2.00 KiB\thttp://b:2\n"), "{}", well.out);
+    let sick = status.replace("\"reasons\":[]", "\"reasons\":[\"degraded: one copy\"]");
+    node.with(|s| s.fixed.insert("/v1/status".into(), (200, sick)));
+    let sick = run(&["-base", &node.url(), "status"]);
+    assert!(sick.code == 1 && sick.out.contains("REASON     degraded: one copy\n"), "{}", sick.out);
+}
