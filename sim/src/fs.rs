@@ -19,6 +19,9 @@ pub const ROOT: Ino = 1;
 /// The hidden working directory beside it.
 pub const WORK: Ino = 2;
 
+/// Names of unfinished files in [`WORK`] begin like this.
+pub const SCRATCH: &[u8] = b"tmp-";
+
 /// An object on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inode {
@@ -351,6 +354,16 @@ impl Fs {
         self.durable.clock = self.live.clock + 1;
         self.live = self.durable.clone();
         lost
+    }
+    /// Removes unfinished files from the working directory, as a starting host does.
+    pub fn clear_scratch(&mut self) {
+        let names: Vec<Name> = match self.get(WORK) {
+            Some(w) => w.children.keys().filter(|n| n.as_bytes().starts_with(SCRATCH)).cloned().collect(),
+            None => Vec::new(),
+        };
+        for name in names {
+            let _ = self.apply(FsOp::Remove { parent: WORK, name });
+        }
     }
     /// An object.
     pub fn get(&self, ino: Ino) -> Option<&Inode> {

@@ -85,6 +85,8 @@ pub struct Process {
     pub wake: Option<Deadline>,
     /// A wake-up is in the queue for this time.
     pub wake_queued: Option<Instant>,
+    /// The last step left work.
+    pub again: bool,
     /// A step is in the queue.
     pub step_queued: bool,
     /// Payload handles.
@@ -93,9 +95,9 @@ pub struct Process {
     pub pending: BTreeMap<u64, Io>,
     /// Number of the last disk action.
     pub last_action: u64,
-    /// Tokens of disk actions, to see that none is used twice.
+    /// Tokens of disk actions, to see that none is used twice at a time.
     pub tokens: BTreeSet<IoToken>,
-    /// The greatest token that ever was, below which `tokens` is cut.
+    /// Who waits for an answer.
     pub asks: BTreeMap<OpToken, Ask>,
     /// Number of the last request.
     pub last_ask: u64,

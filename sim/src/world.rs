@@ -1,7 +1,7 @@
 //! The world: machines, network and time, and the loop that lets things happen.
 
-use crate::content::{Content, Words};
-use crate::host::{Ask, EPOCH_NS, Host, LastSync, Power, Process};
+use crate::content::Words;
+use crate::host::{Ask, Host, LastSync, Power, Process};
 use crate::ledger::Ledger;
 use crate::net::{Fate, Flight, Net};
 use crate::plan::Setup;
@@ -12,8 +12,8 @@ use crate::rng::Stream;
 use crate::sometimes::Sometimes;
 use ice_core::action::{Io, Notice, Outbox, Reply, Send};
 use ice_core::config::{Config, Ending};
-use ice_core::event::{Ack, Admin, Batch, Event, IoResult, LinkEvent, Request};
-use ice_core::ids::{Incarnation, IoToken, LinkId, OpToken, ReplicaId};
+use ice_core::event::{Ack, Admin, Batch, Event, IoError, IoResult, LinkEvent, Request};
+use ice_core::ids::{Incarnation, IoToken, OpToken, ReplicaId};
 use ice_core::message::Message;
 use ice_core::node::Node;
 use ice_core::op::Payload;
@@ -113,6 +113,7 @@ pub struct World {
     /// Work is checked for order only in the debug build or on request.
     pub(crate) digest_every: u64,
     pub(crate) phase_over: bool,
+    pub(crate) answers: BTreeMap<(usize, OpToken), Reply>,
 }
 
 /// Events that a stopped process may have waiting; a real host's sockets would hold back the rest.
@@ -155,6 +156,7 @@ impl World {
             fingerprint: 0,
             digest_every: 64,
             phase_over: false,
+            answers: BTreeMap::new(),
         };
         let everybody = rng.chance(500);
         for n in 0..setup.nodes {
@@ -227,7 +229,11 @@ impl World {
         }
         match ev {
             Ev::Step(..) => {
-                self.process(n).step_queued = false;
+                let p = self.process(n);
+                p.step_queued = false;
+                if p.again && p.inbox.is_empty() {
+                    self.step_once(n);
+                }
                 self.drive(n);
             }
             Ev::Wake(..) => {
@@ -264,7 +270,6 @@ impl World {
                 } else {
                     self.sometimes.saw("log sync failed");
                     let full = self.hosts[n].disk.full && !self.hosts[n].disk.log_broken;
-                    use ice_core::event::IoError;
                     IoResult::Failed(if full { IoError::NoSpace } else { IoError::Broken })
                 };
                 self.complete(n, token, result);
@@ -420,14 +425,10 @@ impl World {
         }
         let Some(p) = self.hosts[n].process.as_mut() else { return };
         p.wake = wake;
+        p.again = again;
         if again && !p.step_queued {
             p.step_queued = true;
-            // An empty batch: the node goes on with what it has.
-            let at = self.now.after(Span(20_000));
-            p.inbox.push_back(Event::Wall { unix_ns: EPOCH_NS });
-            p.inbox.pop_back();
-            self.queue.put(at, Ev::Step(n, epoch));
-            p.again_due = true;
+            self.queue.put(self.now.after(Span(20_000)), Ev::Step(n, epoch));
         }
         self.queue_wake(n);
     }
@@ -746,6 +747,7 @@ impl World {
             wake: None,
             wake_queued: None,
             step_queued: false,
+            again: false,
             pool,
             pending: BTreeMap::new(),
             last_action: 0,
