@@ -10,6 +10,7 @@ pub mod payload;
 pub mod recorder;
 pub mod runtime;
 pub mod store;
+pub mod transport;
 pub mod vfs;
 
 /// The software's version as shown to users.
