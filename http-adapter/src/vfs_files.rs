@@ -35,6 +35,7 @@ fn kind(stat: &Stat) -> FileKind {
     match stat.mode & TYPE_MASK {
         TYPE_FILE => FileKind::File,
         TYPE_DIR => FileKind::Dir,
+        TYPE_LINK => FileKind::Link,
         _ => FileKind::Other,
     }
 }
@@ -200,7 +201,9 @@ impl Inner {
             return tag;
         }
         let mut h = blake3::Hasher::new();
-        for n in [stat.ino, stat.size, stat.mtime.0 as u64, stat.mtime.1.into(), stat.ctime.0 as u64, stat.ctime.1.into()] {
+        for n in
+            [stat.ino, stat.size, stat.mtime.0 as u64, stat.mtime.1.into(), stat.ctime.0 as u64, stat.ctime.1.into()]
+        {
             h.update(&n.to_le_bytes());
         }
         format!("t{}", hex(h.finalize().as_bytes()))
@@ -304,7 +307,7 @@ impl FileService for VfsFiles {
         match kind(&stat) {
             FileKind::File => {}
             FileKind::Dir => return Err(Errno::ISDIR),
-            FileKind::Other => return Err(Errno::ACCESS),
+            FileKind::Link | FileKind::Other => return Err(Errno::ACCESS),
         }
         let handle = self.0.open_ino(stat.ino)?;
         // What was opened, not what was found: it may have been replaced in between.
@@ -339,7 +342,7 @@ impl FileService for VfsFiles {
         let (Some(meta), Some(name)) = (meta, &place.name) else { return Ok(true) };
         let outcome = match meta.kind {
             FileKind::Dir => self.0.vfs.rmdir(place.parent, name),
-            FileKind::File | FileKind::Other => self.0.vfs.unlink(place.parent, name),
+            FileKind::File | FileKind::Link | FileKind::Other => self.0.vfs.unlink(place.parent, name),
         };
         match outcome {
             Ok(()) | Err(Errno::NOENT) => Ok(true),
@@ -347,37 +350,69 @@ impl FileService for VfsFiles {
         }
     }
 
+    fn list(&self, dir: Option<&RelPath>, sink: &mut dyn FnMut(&[u8], &Meta) -> bool) -> Result<()> {
+        let place = dir.map(|path| self.0.locate(path, Last::Follow, false)).transpose()?;
+        let ino = match &place {
+            None => ROOT_INO,
+            Some(place) => place.found.ok_or(Errno::NOENT)?.ino,
+        };
+        self.0.entries(ino, &mut |name, stat| {
+            sink(name, &Meta { kind: kind(stat), size: stat.size, mtime: stat.mtime, etag: String::new() })
+        })?;
+        Ok(())
+    }
+
     fn walk(&self, sink: &mut dyn FnMut(&[u8], &Meta) -> bool) -> Result<()> {
         let mut todo: Vec<(u64, Vec<u8>)> = vec![(ROOT_INO, Vec::new())];
         while let Some((dir, path)) = todo.pop() {
-            let fh = match self.0.vfs.opendir(dir) {
-                Ok(fh) => fh,
+            let listed = self.0.entries(dir, &mut |name, stat| {
+                let mut full = path.clone();
+                if !full.is_empty() {
+                    full.push(b'/');
+                }
+                full.extend_from_slice(name);
+                match kind(stat) {
+                    FileKind::Dir => todo.push((stat.ino, full)),
+                    FileKind::File => {
+                        let (size, mtime) = (stat.size, stat.mtime);
+                        return sink(&full, &Meta { kind: FileKind::File, size, mtime, etag: String::new() });
+                    }
+                    FileKind::Link | FileKind::Other => {}
+                }
+                true
+            });
+            match listed {
+                Ok(true) => {}
+                Ok(false) => break,
                 // Removed since it was listed.
-                Err(Errno::NOENT | Errno::STALE) if dir != ROOT_INO => continue,
+                Err(Errno::NOENT | Errno::STALE) if dir != ROOT_INO => {}
                 Err(e) => return Err(e),
-            };
-            let listed = self.walk_dir(fh, &path, &mut todo, sink);
-            self.0.vfs.releasedir(fh);
-            if !listed? {
-                break;
             }
         }
         Ok(())
     }
 }
 
-impl VfsFiles {
-    fn walk_dir(
-        &self,
-        fh: u64,
-        path: &[u8],
-        todo: &mut Vec<(u64, Vec<u8>)>,
-        sink: &mut dyn FnMut(&[u8], &Meta) -> bool,
-    ) -> Result<bool> {
+/// An open directory, closed when dropped.
+struct DirHandle<'a> {
+    vfs: &'a dyn Vfs,
+    fh: u64,
+}
+
+impl Drop for DirHandle<'_> {
+    fn drop(&mut self) {
+        self.vfs.releasedir(self.fh);
+    }
+}
+
+impl Inner {
+    /// Calls `sink` with everything in a directory but `.` and `..`, until it says `false`; whether it never did.
+    fn entries(&self, dir: u64, sink: &mut dyn FnMut(&[u8], &Stat) -> bool) -> Result<bool> {
+        let handle = DirHandle { vfs: self.vfs.as_ref(), fh: self.vfs.opendir(dir)? };
         let mut cookie = 0;
         loop {
             let mut entries: Vec<DirEntry> = Vec::new();
-            self.0.vfs.readdir(fh, cookie, true, &mut |entry| {
+            self.vfs.readdir(handle.fh, cookie, true, &mut |entry| {
                 let room = entries.len() < ENTRIES_AT_ONCE;
                 if room {
                     entries.push(entry);
@@ -386,25 +421,16 @@ impl VfsFiles {
             })?;
             let Some(last) = entries.last() else { return Ok(true) };
             cookie = last.cookie;
-            for entry in entries.iter().filter(|e| e.name != "." && e.name != "..") {
-                let stat = entry.stat;
-                self.0.vfs.forget(entry.ino, 1);
-                let Some(stat) = stat else { continue };
-                let mut full = path.to_vec();
-                if !full.is_empty() {
-                    full.push(b'/');
-                }
-                full.extend_from_slice(entry.name.as_bytes());
-                match kind(&stat) {
-                    FileKind::Dir => todo.push((stat.ino, full)),
-                    FileKind::File => {
-                        let meta =
-                            Meta { kind: FileKind::File, size: stat.size, mtime: stat.mtime, etag: String::new() };
-                        if !sink(&full, &meta) {
-                            return Ok(false);
-                        }
-                    }
-                    FileKind::Other => {}
+            // References first: the sink may end the listing.
+            let real: Vec<_> = entries.into_iter().filter(|e| e.name != "." && e.name != "..").collect();
+            for entry in &real {
+                self.vfs.forget(entry.ino, 1);
+            }
+            for entry in &real {
+                if let Some(stat) = &entry.stat
+                    && !sink(entry.name.as_bytes(), stat)
+                {
+                    return Ok(false);
                 }
             }
         }
@@ -479,19 +505,15 @@ impl Upload for Writing {
         };
         match before.as_ref().map(kind) {
             Some(FileKind::Dir) => return Err(Errno::ISDIR),
-            Some(FileKind::Other) => return Err(Errno::ACCESS),
+            Some(FileKind::Link | FileKind::Other) => return Err(Errno::ACCESS),
             Some(FileKind::File) | None => {}
         }
         if !allowed(before.as_ref().map(|stat| self.inner.meta(stat)).as_ref()) {
             return Ok(None);
         }
         if let Some(old) = &before {
-            let set = SetStat {
-                mode: Some(old.mode & 0o7777),
-                uid: Some(old.uid),
-                gid: Some(old.gid),
-                ..SetStat::default()
-            };
+            let set =
+                SetStat { mode: Some(old.mode & 0o7777), uid: Some(old.uid), gid: Some(old.gid), ..SetStat::default() };
             vfs.setattr(self.inner.caller, self.ino, Some(fh), set)?;
         }
         let place = self.inner.locate(&self.path, Last::Follow, true)?;
