@@ -15,12 +15,13 @@ use ice_host::runtime::Runtime;
 use ice_host::transport::Transport;
 use ice_host::vfs::Vfs;
 use ice_host::volume::{Options as VolumeOptions, Volume};
-use ice_http::{ApiConfig, Bound, Limits, Net, NetConfig, Rt, Server, TlsClient, TlsServer, router};
+use ice_http::{
+    ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles, router,
+};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::service::{Facts, Service};
 
 /// Bytes of small content in flight or kept for members that lag.
 const POOL_BYTES: usize = 256 << 20;
@@ -37,6 +38,7 @@ struct Node<R> {
     net: Net,
     server: Option<Server>,
     mount: Option<Mount>,
+    cluster: Arc<EngineCluster>,
     data: Option<DataDir>,
     runtime: R,
 }
@@ -100,15 +102,27 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let driver = engine.start(Arc::clone(&lanes) as Arc<dyn ice_host::engine::Actions>)?;
     volume.start(Arc::clone(&engine) as Arc<dyn ice_host::volume::Port>).context("cannot start the volume")?;
 
-    let facts = Arc::new(Facts::new(config, urls, found.damage));
-    let mount = mount(config, &volume, &facts);
-    let service = Arc::new(Service::new(Arc::clone(&engine), volume.clone(), Arc::clone(&facts)));
+    let mut words = found.damage;
+    let mount = match mount(config, &volume) {
+        Ok(mount) => mount,
+        Err(why) => {
+            // A mount that fails does not end the node: it serves over HTTP, and says why there is no mount.
+            tracing::error!("{why}");
+            words.push(why);
+            None
+        }
+    };
+    let outside: Arc<dyn Vfs> = Arc::new(volume.outside());
+    let when = ReadyWhen { synced: config.ready_require_sync, peer: config.ready_require_peer };
+    let troubles = troubles(Arc::clone(&engine), volume.clone(), words, config.clock_skew_max);
+    let cluster = Arc::new(EngineCluster::new(Arc::clone(&engine), Arc::clone(&outside), when, troubles));
     let api = ApiConfig { token, ack_timeout: config.ack_timeout, limits: Limits::default() };
-    let http_files = Arc::new(ice_http::VfsFiles::new(Arc::new(volume.outside())));
-    let routes = router(Rt::new(runtime.clone()), http_files, service, net.clone(), api);
+    let files = Arc::new(VfsFiles::new(outside));
+    let routes = router(Rt::new(runtime.clone()), files, Arc::clone(&cluster) as _, net.clone(), api);
     let server = bound.serve(routes, tls_server, Limits::default());
+    cluster.open(true);
     tracing::info!("http listening on {}", server.local_addr());
-    tracing::info!("advertised as {}", facts.urls.join(", "));
+    tracing::info!("advertised as {}", urls.join(", "));
     Ok(Box::new(Node {
         engine,
         driver,
@@ -118,35 +132,47 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         net,
         server: Some(server),
         mount,
+        cluster,
         data: Some(found.data),
         runtime,
     }))
 }
 
-/// A mount that fails does not end the node: it serves over HTTP, and says why there is no mount.
-fn mount(config: &Config, volume: &Volume, facts: &Facts) -> Option<Mount> {
-    let path = config.mount.as_ref()?;
+fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {
+    let Some(path) = config.mount.as_ref() else { return Ok(None) };
+    // A dead mount answers ENOTCONN to everything; mounting replaces it.
+    let dead = |e: &std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
     if let Err(e) = std::fs::create_dir_all(path)
         && e.kind() != std::io::ErrorKind::AlreadyExists
-        // A dead mount answers ENOTCONN; mounting replaces it.
-        && e.raw_os_error() != Some(rustix::io::Errno::NOTCONN.raw_os_error())
+        && !dead(&e)
     {
-        facts.no_mount(format!("no mount: cannot create {}: {e}", path.display()));
-        return None;
+        return Err(format!("no mount: cannot create {}: {e}", path.display()));
     }
     let mut options = MountOptions::new(path);
     options.threads = config.fuse_threads;
-    let vfs: Arc<dyn Vfs> = Arc::new(volume.clone());
-    match Mount::start(vfs, options) {
-        Ok(mount) => {
-            tracing::info!("fuse mounted: mountpoint={} backing={}", path.display(), config.backing.display());
-            Some(mount)
+    let mount = Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
+    tracing::info!("fuse mounted: mountpoint={} backing={}", path.display(), config.backing.display());
+    Ok(Some(mount))
+}
+
+/// Reasons for status beyond the protocol's own.
+fn troubles(
+    engine: Arc<Engine>,
+    volume: Volume,
+    start: Vec<String>,
+    skew_max: Duration,
+) -> Box<dyn Fn() -> Vec<String> + Send + Sync> {
+    Box::new(move || {
+        let mut words = start.clone();
+        words.extend(volume.status().troubles);
+        for p in engine.view(|v| v.status()).peers {
+            let skew = Duration::from_nanos(p.clock_skew_ns.map_or(0, i64::unsigned_abs));
+            if skew > skew_max {
+                words.push(format!("the clock of {} differs by {} ms", p.name, skew.as_millis()));
+            }
         }
-        Err(e) => {
-            facts.no_mount(format!("no mount at {}: {e}", path.display()));
-            None
-        }
-    }
+        words
+    })
 }
 
 impl<R: Runtime> Running for Node<R> {
@@ -157,6 +183,7 @@ impl<R: Runtime> Running for Node<R> {
         {
             tracing::warn!("unmount: {e}");
         }
+        self.cluster.open(false);
         // Peers are told while the connections still stand; what the volume had not told yet goes out first.
         self.volume.stop();
         self.engine.admin(Admin::Stop);

@@ -379,7 +379,9 @@ fn command(text: &str) -> Result<Command, String> {
         match verb {
             "scan" => Command::Scan(w.node()?),
             "stop" => Command::Stop(w.node()?, w.0.next().map_or(Ok(Ending::Clean), ending)?),
-            "stop-at" => Command::StopAt(w.node()?, ending(w.word("ending")?)?, w.number("actions")?, w.number("steps")?),
+            "stop-at" => {
+                Command::StopAt(w.node()?, ending(w.word("ending")?)?, w.number("actions")?, w.number("steps")?)
+            }
             "start" => Command::Start(w.node()?),
             "pause" => Command::Pause(w.node()?),
             "resume" => Command::Resume(w.node()?),
