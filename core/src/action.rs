@@ -230,7 +230,24 @@ pub enum Apply {
         xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
         /// What must still be there.
         expect: Witness,
+        /// The bytes that are replaced lost a conflict: give them this free name (a hard link made before the renames), so
+        /// that they are never without a name. The answer's witness is that of the new bytes.
+        keep: Option<Spot>,
     },
+}
+
+impl Apply {
+    /// The inode that the change is about.
+    pub fn inode(&self) -> InodeId {
+        match self {
+            Apply::Make { inode, .. }
+            | Apply::Link { inode, .. }
+            | Apply::Move { inode, .. }
+            | Apply::Remove { inode, .. }
+            | Apply::Attr { inode, .. }
+            | Apply::Install { inode, .. } => *inode,
+        }
+    }
 }
 
 /// What the log holds. Encoded by the host with [`crate::wire::encode`].
@@ -251,6 +268,8 @@ pub enum LogRecord {
         version: Stamp,
         /// As on disk.
         witness: Witness,
+        /// All attributes on disk are the newest too.
+        attrs: bool,
     },
     /// An entry now stands there in `backing`, or (`None`) nowhere.
     Stands {

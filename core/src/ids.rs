@@ -77,6 +77,20 @@ impl EntryId {
         EntryId(low128(&h))
     }
 
+    /// The id of the `generation`-th hard link to `inode` that was ever made as `name` below `parent`. Kept apart from
+    /// [`EntryId::derive`], so that an entry names the same inode for ever: a link and a new file of one name that are made
+    /// at once are two entries.
+    pub fn derive_link(parent: InodeId, name: &Name, inode: InodeId, generation: u32) -> EntryId {
+        let mut h = blake3::Hasher::new();
+        h.update(b"icecluster link 1");
+        h.update(&parent.0.to_le_bytes());
+        h.update(&[name.as_bytes().len() as u8]);
+        h.update(name.as_bytes());
+        h.update(&inode.0.to_le_bytes());
+        h.update(&generation.to_le_bytes());
+        EntryId(low128(&h))
+    }
+
     /// The id of the conflict copy that keeps the losing version `lost` of `inode`: the same on every node that saves it.
     pub fn derive_conflict(inode: InodeId, lost: crate::time::Stamp) -> EntryId {
         let mut h = blake3::Hasher::new();

@@ -1,1 +1,19 @@
+//! HTTP bound to an icecluster node: the public API and the peer transport, on one port and on every runtime.
+#![warn(missing_docs)]
+#![deny(unsafe_code)]
 
+mod api;
+pub mod files;
+mod io;
+mod peer;
+mod pump;
+mod rt;
+mod server;
+mod tls;
+
+pub use api::path::RelPath;
+pub use api::{ApiConfig, Cluster, router};
+pub use peer::{Net, NetConfig};
+pub use rt::Rt;
+pub use server::{Bound, Limits, Server};
+pub use tls::{TlsClient, TlsServer};
