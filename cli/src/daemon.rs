@@ -73,7 +73,7 @@ static LOGGING: OnceLock<()> = OnceLock::new();
 
 fn run_inner(config: &Config, start: Start) -> Result<()> {
     follow_parent()?;
-    let log = LogTarget::new(&config.log_file)?;
+    let log = LogTarget::new(config.log_file.as_deref())?;
     log.install(config.log_verbose)?;
     let _ = LOGGING.set(());
     abort_on_panic();

@@ -9,6 +9,9 @@ use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+/// The environment variable with a filter for log lines.
+pub const LOG_VARIABLE: &str = "ICECLUSTER_LOG";
+
 /// Where log lines go.
 #[derive(Clone, Debug)]
 pub struct LogTarget {
@@ -21,11 +24,9 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 impl LogTarget {
-    /// Standard output if `path` is empty.
-    pub fn new(path: &Path) -> Result<LogTarget> {
-        if path.as_os_str().is_empty() {
-            return Ok(LogTarget { file: None });
-        }
+    /// A file, or standard output.
+    pub fn new(path: Option<&Path>) -> Result<LogTarget> {
+        let Some(path) = path else { return Ok(LogTarget { file: None }) };
         let file = open(path).with_context(|| format!("cannot open log_file {}", path.display()))?;
         Ok(LogTarget { file: Some((path.to_owned(), Arc::new(ArcSwap::from_pointee(file)))) })
     }
@@ -33,7 +34,8 @@ impl LogTarget {
     /// Opens the file anew. If that fails the old one stays in use, and the error says so.
     pub fn reopen(&self) -> Result<()> {
         let Some((path, current)) = &self.file else { return Ok(()) };
-        let file = open(path).with_context(|| format!("cannot reopen log_file {}: going on in the old", path.display()))?;
+        let file =
+            open(path).with_context(|| format!("cannot reopen log_file {}: going on in the old", path.display()))?;
         current.store(Arc::new(file));
         Ok(())
     }
@@ -42,10 +44,10 @@ impl LogTarget {
     /// of tracing's `EnvFilter`) overrides both. May be called once in a process.
     pub fn install(&self, verbose: bool) -> Result<()> {
         let default = if verbose { "debug" } else { "info" };
-        let filter = match std::env::var("ICECLUSTER_LOG") {
-            Ok(text) => EnvFilter::try_new(text).context("ICECLUSTER_LOG")?,
+        let filter = match std::env::var(LOG_VARIABLE) {
+            Ok(text) => EnvFilter::try_new(text).context(LOG_VARIABLE)?,
             Err(std::env::VarError::NotPresent) => EnvFilter::new(default),
-            Err(error) => return Err(error).context("ICECLUSTER_LOG"),
+            Err(error) => return Err(error).context(LOG_VARIABLE),
         };
         tracing_subscriber::fmt()
             .with_env_filter(filter)
@@ -97,7 +99,7 @@ mod tests {
     fn a_rotated_log_goes_on_in_a_new_file() {
         let dir = tempfile::tempdir().unwrap();
         let (path, old) = (dir.path().join("log"), dir.path().join("log.1"));
-        let log = LogTarget::new(&path).unwrap();
+        let log = LogTarget::new(Some(&path)).unwrap();
         log.make_writer().write_all(b"one\n").unwrap();
         std::fs::rename(&path, &old).unwrap();
         log.make_writer().write_all(b"two\n").unwrap();
@@ -110,10 +112,10 @@ mod tests {
     #[test]
     fn a_log_that_cannot_be_opened_is_an_error_and_one_that_cannot_be_reopened_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(LogTarget::new(&dir.path().join("no/such/dir")).is_err());
+        assert!(LogTarget::new(Some(&dir.path().join("no/such/dir"))).is_err());
         let sub = dir.path().join("sub");
         std::fs::create_dir(&sub).unwrap();
-        let log = LogTarget::new(&sub.join("log")).unwrap();
+        let log = LogTarget::new(Some(&sub.join("log"))).unwrap();
         std::fs::rename(&sub, dir.path().join("moved")).unwrap();
         assert!(log.reopen().unwrap_err().to_string().contains("going on in the old"));
         log.make_writer().write_all(b"still\n").unwrap();

@@ -74,10 +74,8 @@ fn the_core_uses_nothing_but_serialisation_and_hashing() {
 #[test]
 fn every_direct_dependency_is_explained_and_no_other() {
     let text = std::fs::read_to_string(root().join("docs/dependencies.md")).unwrap();
-    let explained: BTreeSet<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(name, _)| name))
-        .collect();
+    let explained: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(name, _)| name)).collect();
     let all = dependencies();
     let mut used: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for d in all.iter().filter(|d| !d.ours) {

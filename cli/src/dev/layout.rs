@@ -2,6 +2,7 @@
 
 use super::Options;
 use anyhow::{Context, Result, bail};
+use ice_host::config::Config;
 use serde_json::json;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -138,11 +139,8 @@ impl Layout {
 /// No user's file. What cannot be read counts as something.
 fn is_empty(dir: &Path) -> bool {
     let Ok(mut entries) = std::fs::read_dir(dir) else { return !dir.exists() };
-    entries.all(|e| e.is_ok_and(|e| e.file_name() == INTERNAL_DIR))
+    entries.next().is_none()
 }
-
-/// The node's own directory inside `backing`.
-const INTERNAL_DIR: &str = ".icecluster";
 
 fn fresh_dir() -> Result<PathBuf> {
     let made = tempfile::Builder::new().prefix("icecluster-dev-").tempdir();
@@ -180,14 +178,16 @@ fn config_text(node: &NodeFiles, runtime: &str, join: &str) -> Result<String> {
 }
 
 fn existing(name: &str, home: &Path, config: PathBuf) -> Result<NodeFiles> {
-    let parsed = crate::settings::load(&config).with_context(|| config.display().to_string())?;
+    let parsed = Config::load(&config)?;
+    let urls = parsed.advertised(parsed.bind.port)?;
+    let Some(url) = urls.into_iter().next() else { bail!("{}: no address to reach it by", config.display()) };
     Ok(NodeFiles {
         name: name.to_owned(),
-        url: parsed.advertise_url(),
+        url,
         log: home.join("log"),
-        data: parsed.data.clone(),
-        backing: parsed.backing.clone(),
-        mount: (!parsed.mount.as_os_str().is_empty()).then(|| parsed.mount.clone()),
+        data: parsed.data,
+        backing: parsed.backing,
+        mount: parsed.mount,
         config,
     })
 }

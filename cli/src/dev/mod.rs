@@ -10,6 +10,7 @@ mod mounts;
 use crate::args;
 use crate::ctl::{Base, Client};
 use crate::daemon::{Owner, PARENT_VARIABLE};
+use crate::logging::LOG_VARIABLE;
 use anyhow::{Context, Result, bail};
 use layout::{Layout, NodeFiles};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -157,7 +158,11 @@ impl Cluster {
         println!("    cp -r /etc/ssl {}/       # and look into the others", first.directory().display());
         println!("    {} -base {} status", program("icectl").display(), first.url);
         if let (Some(last), Some(Some(child))) = (self.layout.nodes.last(), self.children.last()) {
-            println!("    kill -9 {}               # {} is gone; go on working, then bring it back:", child.id(), last.name);
+            println!(
+                "    kill -9 {}               # {} is gone; go on working, then bring it back:",
+                child.id(),
+                last.name
+            );
             println!("    {} -config {} &", program("icecluster").display(), last.config.display());
         }
         println!("\nCtrl-C stops all nodes.");
@@ -247,7 +252,15 @@ fn program(name: &str) -> PathBuf {
 
 fn spawn(node: &NodeFiles) -> Result<Child> {
     let log = OpenOptions::new().append(true).create(true).open(&node.log)?;
-    Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    // Settings for all nodes at once, such as a data directory, could only do harm.
+    for (name, _) in std::env::vars_os() {
+        let ours = name.as_encoded_bytes().starts_with(b"ICECLUSTER_");
+        if ours && name != LOG_VARIABLE {
+            command.env_remove(name);
+        }
+    }
+    command
         .arg("-config")
         .arg(&node.config)
         .env(PARENT_VARIABLE, std::process::id().to_string())

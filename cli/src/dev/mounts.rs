@@ -13,7 +13,8 @@ pub fn unavailable() -> Option<String> {
     let root = rustix::process::geteuid().is_root();
     let helper = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("fusermount3").exists()));
-    (!root && !helper).then(|| "fusermount3 is not installed (package fuse3), and only root mounts without it".to_owned())
+    (!root && !helper)
+        .then(|| "fusermount3 is not installed (package fuse3), and only root mounts without it".to_owned())
 }
 
 /// Why nothing can be mounted here.
