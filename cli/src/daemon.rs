@@ -1,4 +1,4 @@
-//! The life of the daemon around its node: one owner per data directory, log, signals, orderly end.
+//! The life of the daemon around its node: log, signals, orderly end.
 //!
 //! SIGTERM and SIGINT stop the node in order, within a deadline; a second one ends the process at once. SIGHUP reopens
 //! the log file. A panic anywhere is a bug in this program: it is logged and aborts the process, for a node whose state can no longer be
@@ -6,15 +6,10 @@
 
 use crate::args;
 use crate::logging::LogTarget;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use ice_host::config::Config;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -77,7 +72,6 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     log.install(config.log_verbose)?;
     let _ = LOGGING.set(());
     abort_on_panic();
-    let owner = Owner::claim(&config.data)?;
     tracing::info!("icecluster version: {}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
 
     let (events, inbox) = sync_channel(16);
@@ -90,7 +84,6 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     }
     arm_watchdog(STOP_LIMIT + Duration::from_secs(2))?;
     let stopped = node.stop(Instant::now() + STOP_LIMIT).context("did not stop in order");
-    drop(owner);
     reason?;
     stopped?;
     tracing::info!("stopped");
@@ -173,67 +166,4 @@ fn follow_parent() -> Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn follow_parent() -> Result<()> {
     Ok(())
-}
-
-/// The right to use a data directory. While it is held, a file in it is locked and holds the owner's process id.
-pub struct Owner {
-    _file: File,
-}
-
-impl Owner {
-    fn path(data: &Path) -> PathBuf {
-        data.join("icecluster.pid")
-    }
-
-    /// Makes this process the owner of `data`, which is created if it is missing.
-    pub fn claim(data: &Path) -> Result<Owner> {
-        std::fs::create_dir_all(data).with_context(|| format!("cannot create data directory {}", data.display()))?;
-        let path = Owner::path(data);
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = opened.with_context(|| path.display().to_string())?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut pid = String::new();
-                (&file).take(32).read_to_string(&mut pid).context("process id of the owner")?;
-                bail!("data directory {} is in use by process {}", data.display(), pid.trim());
-            }
-            Err(error) => return Err(anyhow!(error).context(format!("cannot lock {}", path.display()))),
-        }
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())?;
-        Ok(Owner { _file: file })
-    }
-
-    /// The process that owns `data` now, if one does.
-    pub fn of(data: &Path) -> Option<rustix::process::Pid> {
-        let mut file = File::open(Owner::path(data)).ok()?;
-        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
-            return None;
-        }
-        let mut pid = String::new();
-        file.read_to_string(&mut pid).ok()?;
-        rustix::process::Pid::from_raw(pid.trim().parse().ok()?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_data_directory_has_one_owner_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        assert_eq!(Owner::of(&data), None);
-        let first = Owner::claim(&data).unwrap();
-        let me = std::process::id();
-        assert_eq!(Owner::of(&data).map(|p| p.as_raw_nonzero().get()), Some(me as i32));
-        let refused = Owner::claim(&data).map(|_| ()).unwrap_err().to_string();
-        assert!(refused.ends_with(&format!("is in use by process {me}")), "{refused}");
-        drop(first);
-        assert_eq!(Owner::of(&data), None);
-        Owner::claim(&data).unwrap();
-    }
 }

@@ -9,7 +9,7 @@ mod mounts;
 
 use crate::args;
 use crate::ctl::{Base, Client};
-use crate::daemon::{Owner, PARENT_VARIABLE};
+use crate::daemon::PARENT_VARIABLE;
 use crate::logging::LOG_VARIABLE;
 use anyhow::{Context, Result, bail};
 use layout::{Layout, NodeFiles};
@@ -70,7 +70,7 @@ fn run_inner(options: &Options) -> Result<()> {
     let no_mount = if options.no_mount { None } else { mounts::unavailable() };
     let mount = !options.no_mount && no_mount.is_none();
     let layout = Layout::prepare(options, mount)?;
-    if let Some(owner) = layout.nodes.iter().find_map(|n| Owner::of(&n.data)) {
+    if let Some(owner) = layout.nodes.iter().find_map(|n| n.owner()) {
         bail!("{} is in use: a node of it runs as process {}", layout.dir.display(), owner.as_raw_nonzero());
     }
     if let Some(why) = no_mount {
@@ -195,7 +195,7 @@ impl Cluster {
         let mut strangers: Vec<Option<Pid>> = vec![];
         for (node, child) in std::iter::zip(&self.layout.nodes, &self.children) {
             let own = child.as_ref().map(Pid::from_child);
-            let stranger = Owner::of(&node.data).filter(|pid| Some(*pid) != own);
+            let stranger = node.owner().filter(|pid| Some(*pid) != own);
             if let Some(pid) = stranger {
                 signal(pid, Signal::TERM);
             }
@@ -220,7 +220,7 @@ impl Cluster {
                 }
             }
             if let Some(pid) = strangers.get(i).copied().flatten() {
-                while Owner::of(&node.data) == Some(pid) && test_kill_process(pid).is_ok() {
+                while node.owner() == Some(pid) && test_kill_process(pid).is_ok() {
                     if Instant::now() >= deadline {
                         signal(pid, Signal::KILL);
                         failed.push(format!("{} did not stop and was killed", node.name));
