@@ -1,14 +1,14 @@
 //! The faults of the original icecluster that this release must not repeat, by their numbers in the inventory. Each test
 //! runs real nodes with real mounts.
 
-mod support;
+mod cluster;
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::{Cluster, PATIENCE, fuse_or_skip, request};
+use cluster::{Cluster, PATIENCE, fuse_or_skip, request};
 
 fn read(path: impl AsRef<std::path::Path>) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| format!("<{e}>"))
@@ -202,13 +202,13 @@ fn fault_13_a_hung_peer_does_not_block_close() {
         return;
     }
     let c = Cluster::start(2);
-    support::signal(c.nodes[1].pid(), "STOP");
+    cluster::signal(c.nodes[1].pid(), "STOP");
     let at = Instant::now();
     for i in 0..20 {
         fs::write(c.nodes[0].mount().join(format!("f{i}")), vec![1u8; 100_000]).expect("write");
     }
     let took = at.elapsed();
-    support::signal(c.nodes[1].pid(), "CONT");
+    cluster::signal(c.nodes[1].pid(), "CONT");
     assert!(took < PATIENCE, "closing took {took:?}");
     c.wait_connected();
     c.wait_equal();

@@ -16,7 +16,7 @@ fn usage_mistakes_exit_with_2_and_say_what_is_wrong() {
         (&["put"], "missing -path"),
         (&["repair", "-mode", "force-from"], "missing -source"),
         (&["repair", "-mode", "sideways"], "sideways"),
-        (&["peers", "-timeout", "5"], "invalid duration"),
+        (&["peers", "-timeout", "5"], "missing unit"),
         (&["peers", "-base", "ftp://x"], "neither http nor https"),
         (&["lock", "-path", "x"], "unknown command: lock"),
     ] {
@@ -257,4 +257,35 @@ fn status_prints_reasons_and_fails_when_there_is_one() {
     node.with(|s| s.fixed.insert("/v1/status".into(), (200, sick)));
     let sick = run(&["-base", &node.url(), "status"]);
     assert!(sick.code == 1 && sick.out.contains("REASON     degraded: one copy\n"), "{}", sick.out);
+}
+
+#[test]
+fn ls_shows_one_directory_of_the_index() {
+    let node = Fake::start();
+    node.put("a.txt", "abc", 0);
+    node.put("d/x", "1", 0);
+    node.put("d/e/y", "22", 0);
+    node.put("dd/z", "", 0);
+    let url = node.url();
+    let root = run(&["-base", &url, "ls"]);
+    assert_eq!(root.code, 0);
+    let names: Vec<&str> = root.out.lines().filter_map(|l| l.split_whitespace().last()).collect();
+    assert_eq!(names, ["a.txt", "d/", "dd/"]);
+    assert!(root.out.contains("             3  1970-01-01T00:00:00Z  a.txt\n"), "{}", root.out);
+    let sub: serde_json::Value =
+        serde_json::from_str(&run(&["-base", &url, "-json", "ls", "-path", "/d/"]).out).unwrap();
+    assert_eq!((&sub[0]["name"], &sub[0]["kind"], &sub[1]["size"]), (&"e".into(), &"dir".into(), &1.into()));
+    assert!(run(&["-base", &url, "ls", "-path", "d/e/y"]).out.ends_with("  y\n"));
+    let missing = run(&["-base", &url, "ls", "-path", "q"]);
+    assert!(missing.code == 1 && missing.err.contains("/q: no such file"), "{}", missing.err);
+}
+
+#[test]
+fn names_that_are_no_text_are_compared_and_repaired_by_their_bytes() {
+    let (a, b) = pair();
+    let line = r#"[{"path":"x\ufffd","size":1,"mtime":5,"raw":"x%FF"}]"#;
+    a.with(|s| s.fixed.insert("/v1/index".into(), (200, line.into())));
+    assert!(run(&["-base", &a.url(), "consistency"]).out.starts_with("INCONSISTENT x\u{fffd}\n"));
+    run(&["-base", &a.url(), "repair"]);
+    assert!(b.with(|s| s.log.contains(&"HEAD /v1/file?path=x%FF".to_owned())));
 }

@@ -12,11 +12,11 @@ use http::{HeaderMap, Method, StatusCode, Uri, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use ice_host::runtime::BoxStream as Connected;
+use ice_http::TlsClient;
 use std::future::Future;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -79,7 +79,7 @@ pub struct Client {
     pub timeout: Duration,
     /// The token is not sent unencrypted when the operator named a TLS address.
     pub token_needs_tls: bool,
-    tls: OnceLock<futures_rustls::TlsConnector>,
+    tls: OnceLock<TlsClient>,
 }
 
 /// What to send.
@@ -184,48 +184,19 @@ impl Client {
         })
     }
 
-    async fn connect(&self, base: &Base) -> io::Result<Box<dyn Duplex>> {
+    async fn connect(&self, base: &Base) -> io::Result<Connected> {
         let tcp = smol::net::TcpStream::connect((base.host(), base.port())).await?;
         tcp.set_nodelay(true)?;
-        if !base.tls {
-            return Ok(Box::new(tcp));
-        }
-        let name = ServerName::try_from(base.host().to_owned()).map_err(io::Error::other)?;
-        Ok(Box::new(self.tls()?.connect(name, tcp).await?))
+        if base.tls { self.tls()?.connect(base.host(), Box::new(tcp)).await } else { Ok(Box::new(tcp)) }
     }
 
-    fn tls(&self) -> io::Result<futures_rustls::TlsConnector> {
+    fn tls(&self) -> io::Result<TlsClient> {
         if let Some(ready) = self.tls.get() {
             return Ok(ready.clone());
         }
-        let mut roots = rustls::RootCertStore::empty();
-        match &self.cacert {
-            Some(file) => {
-                for certificate in read_certificates(file)? {
-                    roots.add(certificate).map_err(|e| io::Error::other(format!("{}: {e}", file.display())))?;
-                }
-            }
-            None => {
-                let found = rustls_native_certs::load_native_certs();
-                roots.add_parsable_certificates(found.certs);
-            }
-        }
-        if roots.is_empty() {
-            return Err(io::Error::other("no certificate authority to trust: name one with -cacert"));
-        }
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector = futures_rustls::TlsConnector::from(Arc::new(config));
-        Ok(self.tls.get_or_init(|| connector).clone())
+        let made = TlsClient::from_file(self.cacert.as_deref())?;
+        Ok(self.tls.get_or_init(|| made).clone())
     }
-}
-
-fn read_certificates(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let bad = |e: rustls::pki_types::pem::Error| io::Error::other(format!("{}: {e}", file.display()));
-    CertificateDer::pem_file_iter(file).map_err(bad)?.map(|c| c.map_err(bad)).collect()
 }
 
 fn transport(error: hyper::Error) -> io::Error {
@@ -236,10 +207,6 @@ fn transport(error: hyper::Error) -> io::Error {
     }
     io::Error::other(reason.to_string())
 }
-
-/// A connection of either kind.
-pub trait Duplex: futures::io::AsyncRead + futures::io::AsyncWrite + Send + Unpin {}
-impl<T: futures::io::AsyncRead + futures::io::AsyncWrite + Send + Unpin> Duplex for T {}
 
 fn upload_body(upload: Upload, activity: Arc<Activity>) -> BoxBody<Bytes, io::Error> {
     match upload {

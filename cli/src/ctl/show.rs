@@ -1,15 +1,17 @@
 //! Commands that ask and print.
 
+use super::Session;
 use super::client::{Upload, status_line};
-use super::{Session, with_path};
+use super::compare::{self, Copy};
 use crate::args;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// Text from the cluster made fit for one line of a terminal: control characters are escaped.
 pub fn printable(text: &str) -> Cow<'_, str> {
@@ -184,18 +186,50 @@ pub fn conflicts(s: &mut Session<'_>) -> Result<u8> {
     Ok(args::OK)
 }
 
-/// `ls`
+/// `ls`, made from the node's index: files, and directories that hold some. Exit code 1 if there is nothing of that name.
 pub fn ls(s: &mut Session<'_>, path: &OsStr) -> Result<u8> {
-    let answer: Value = s.client.json(&s.base, &with_path("/v1/list", path))?;
-    if s.json {
-        writeln!(s.out, "{answer:#}")?;
-        return Ok(args::OK);
+    let parts = path.as_bytes().split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".");
+    let mut wanted = parts.collect::<Vec<_>>().join(&b'/');
+    let mut found: BTreeMap<Vec<u8>, Option<Copy>> = BTreeMap::new();
+    compare::for_each(s, &s.base, &mut |path, copy| {
+        if path == wanted {
+            let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
+            found.insert(name, Some(copy));
+            return;
+        }
+        let below = match path.strip_prefix(wanted.as_slice()) {
+            Some(rest) if wanted.is_empty() => Some(rest),
+            Some(rest) => rest.strip_prefix(b"/"),
+            None => None,
+        };
+        let Some(below) = below else { return };
+        match below.iter().position(|b| *b == b'/') {
+            Some(end) => {
+                found.entry(below[..end].to_vec()).or_insert(None);
+            }
+            None => {
+                found.insert(below.to_vec(), Some(copy));
+            }
+        }
+    })?;
+    let mut json = vec![];
+    for (name, file) in &found {
+        let name = String::from_utf8_lossy(name);
+        match file {
+            _ if s.json => json.push(match file {
+                Some(c) => json!({ "name": name, "kind": "file", "size": c.size, "mtime": c.mtime }),
+                None => json!({ "name": name, "kind": "dir" }),
+            }),
+            Some(c) => writeln!(s.out, "{:>14}  {}  {}", c.size, utc(c.mtime), printable(&name))?,
+            None => writeln!(s.out, "{:>14}  {:20}  {}/", "-", "-", printable(&name))?,
+        }
     }
-    for entry in answer.as_array().map_or_else(|| list(&answer, "entries"), Vec::as_slice) {
-        let mtime = entry.get("mtime").and_then(Value::as_i64).unwrap_or(0);
-        let name = text(entry, "name");
-        let (kind, size) = (text(entry, "kind"), number(entry, "size"));
-        writeln!(s.out, "{kind:<7} {size:>12} {} {name}", utc(mtime))?;
+    if s.json {
+        writeln!(s.out, "{:#}", Value::Array(json))?;
+    }
+    if found.is_empty() && !wanted.is_empty() {
+        wanted.insert(0, b'/');
+        bail!("{}: no such file, and no directory with files", printable(&String::from_utf8_lossy(&wanted)));
     }
     Ok(args::OK)
 }
