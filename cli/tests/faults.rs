@@ -3,12 +3,12 @@
 
 mod cluster;
 
+use cluster::{Cluster, PATIENCE, fuse_or_skip, request};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use cluster::{Cluster, PATIENCE, fuse_or_skip, request};
 
 fn read(path: impl AsRef<std::path::Path>) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| format!("<{e}>"))

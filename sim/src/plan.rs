@@ -186,7 +186,16 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { nodes: 3, seed: 1, profile: "default".into(), bug: None, retained: None, checkpoint: None, single_writer: false, open: None }
+        Setup {
+            nodes: 3,
+            seed: 1,
+            profile: "default".into(),
+            bug: None,
+            retained: None,
+            checkpoint: None,
+            single_writer: false,
+            open: None,
+        }
     }
 }
 
