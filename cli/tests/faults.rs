@@ -242,20 +242,13 @@ fn fault_16_owners_are_real_and_working_files_are_hidden() {
     let c = Cluster::start(2);
     let m = c.nodes[0].mount();
     fs::set_permissions(&m, fs::Permissions::from_mode(0o777)).expect("chmod");
-    let made = Command::new("setpriv")
-        .args([
-            "--reuid=1000",
-            "--regid=1000",
-            "--clear-groups",
-            "sh",
-            "-c",
-            "echo hi > mine && mkdir sub && ! cat secret",
-        ])
+    let mut made = Command::new("setpriv");
+    made.args(["--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c"])
+        .arg("echo hi > mine && mkdir sub && ! cat secret")
         .current_dir(&m)
         .env("PATH", "/usr/bin:/bin");
     fs::write(m.join("secret"), "x").expect("write");
     fs::set_permissions(m.join("secret"), fs::Permissions::from_mode(0o600)).expect("chmod");
-    let mut made = made;
     assert!(made.status().expect("setpriv").success());
     c.wait_equal();
     for n in &c.nodes {
