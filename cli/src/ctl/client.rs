@@ -14,8 +14,10 @@ use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use ice_host::runtime::BoxStream as Connected;
 use ice_http::TlsClient;
+use serde::de::{DeserializeOwned, Deserializer as _, SeqAccess, Visitor};
 use std::future::Future;
 use std::io::{self, Read as _};
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -127,10 +129,28 @@ impl Client {
     }
 
     /// `GET` of a JSON document.
-    pub fn json<T: serde::de::DeserializeOwned>(&self, base: &Base, target: &str) -> Result<T> {
+    pub fn json<T: DeserializeOwned>(&self, base: &Base, target: &str) -> Result<T> {
         let body = self.get(base, target)?;
         serde_json::from_reader(io::BufReader::with_capacity(64 * 1024, Reader::new(body)))
             .with_context(|| format!("unexpected answer to {target}"))
+    }
+
+    /// `GET` of a JSON array, whose elements go to `sink` one by one: a long one is never in memory as a whole.
+    pub fn array<T: DeserializeOwned>(
+        &self,
+        base: &Base,
+        target: &str,
+        sink: impl FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        let body = io::BufReader::with_capacity(64 * 1024, Reader::new(self.get(base, target)?));
+        let mut json = serde_json::Deserializer::from_reader(body);
+        let mut failed = None;
+        let elements = Elements { sink, failed: &mut failed, element: PhantomData };
+        let parsed = json.deserialize_seq(elements).and_then(|()| json.end());
+        match (failed, parsed) {
+            (Some(error), _) => Err(error),
+            (None, parsed) => parsed.with_context(|| format!("unexpected answer to {target}")),
+        }
     }
 
     async fn send(
@@ -196,6 +216,29 @@ impl Client {
         }
         let made = TlsClient::from_file(self.cacert.as_deref())?;
         Ok(self.tls.get_or_init(|| made).clone())
+    }
+}
+
+/// Hands the elements of an array on. An error of the sink ends the parsing and is kept as it is.
+struct Elements<'a, T, F> {
+    sink: F,
+    failed: &'a mut Option<anyhow::Error>,
+    element: PhantomData<T>,
+}
+
+impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> Visitor<'de> for Elements<'_, T, F> {
+    type Value = ();
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut array: A) -> Result<(), A::Error> {
+        while let Some(element) = array.next_element()? {
+            if let Err(error) = (self.sink)(element) {
+                *self.failed = Some(error);
+                return Err(serde::de::Error::custom("ended by its reader"));
+            }
+        }
+        Ok(())
     }
 }
 

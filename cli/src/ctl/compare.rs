@@ -1,13 +1,11 @@
 //! `consistency`: compares the indexes of all nodes.
 
-use super::client::{Base, Reader};
+use super::client::Base;
 use super::{Session, show::printable};
 use anyhow::{Context, Result, bail};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use std::collections::BTreeMap;
-use std::io::BufReader;
 
 /// What a node says about one of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,23 +89,12 @@ fn load_one(
     files: &mut BTreeMap<Vec<u8>, Vec<Option<Copy>>>,
     position: usize,
 ) -> Result<()> {
-    for_each(s, peer, &mut |path, copy| {
-        let copies = files.entry(path).or_default();
+    s.client.array(peer, "/v1/index", |Line { path, size, mtime, digest, raw }: Line| {
+        let copies = files.entry(name_bytes(path, raw)).or_default();
         copies.resize(position, None);
-        copies.push(Some(copy));
+        copies.push(Some(Copy { size, mtime, digest: digest.filter(|d| !d.is_empty()) }));
+        Ok(())
     })
-}
-
-/// Calls `sink` with every file in a node's index, as they come: the text of a long one is never in memory as a whole.
-pub fn for_each(s: &Session<'_>, peer: &Base, sink: &mut dyn FnMut(Vec<u8>, Copy)) -> Result<()> {
-    let answer = s.client.get(peer, "/v1/index")?;
-    let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(64 * 1024, Reader::new(answer)));
-    Entries { sink }.deserialize(&mut json)?;
-    Ok(json.end()?)
-}
-
-struct Entries<'a> {
-    sink: &'a mut dyn FnMut(Vec<u8>, Copy),
 }
 
 #[derive(Deserialize)]
@@ -122,25 +109,9 @@ struct Line {
     raw: Option<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
-        json.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Entries<'_> {
-    type Value = ();
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an array of files")
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut lines: A) -> Result<(), A::Error> {
-        while let Some(Line { path, size, mtime, digest, raw }) = lines.next_element()? {
-            let path = raw.map_or_else(|| path.into_bytes(), |raw| percent_decode_str(&raw).collect());
-            (self.sink)(path, Copy { size, mtime, digest: digest.filter(|d| !d.is_empty()) });
-        }
-        Ok(())
-    }
+/// The bytes of a name, which are given by themselves where they are no text.
+pub fn name_bytes(text: String, raw: Option<String>) -> Vec<u8> {
+    raw.map_or_else(|| text.into_bytes(), |raw| percent_decode_str(&raw).collect())
 }
 
 /// Prints every path on which nodes differ. Exit code 1 if there is one, or if a node could not be asked.

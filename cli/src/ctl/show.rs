@@ -2,16 +2,15 @@
 
 use super::Session;
 use super::client::{Upload, status_line};
-use super::compare::{self, Copy};
+use super::{compare, with_path};
 use crate::args;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 
 /// Text from the cluster made fit for one line of a terminal: control characters are escaped.
 pub fn printable(text: &str) -> Cow<'_, str> {
@@ -158,78 +157,68 @@ pub fn status(s: &mut Session<'_>) -> Result<u8> {
     Ok(code)
 }
 
-/// `conflicts`: one line each, the path of the copy first.
+#[derive(Deserialize)]
+struct Conflict {
+    path: Option<String>,
+    original: Option<String>,
+    node: String,
+    time_ns: i64,
+}
+
+/// `conflicts`: one line each: the copy, the file it belongs to, whose version it keeps, and of when.
 pub fn conflicts(s: &mut Session<'_>) -> Result<u8> {
-    let answer: Value = s.client.json(&s.base, "/v1/conflicts")?;
     if s.json {
-        writeln!(s.out, "{answer:#}")?;
+        let all: Value = s.client.json(&s.base, "/v1/conflicts")?;
+        writeln!(s.out, "{all:#}")?;
         return Ok(args::OK);
     }
-    let conflicts = answer.as_array().map_or_else(|| list(&answer, "conflicts"), Vec::as_slice);
-    for conflict in conflicts {
-        match conflict {
-            Value::String(path) => writeln!(s.out, "{}", printable(path))?,
-            _ => {
-                write!(s.out, "{}", text(conflict, "path"))?;
-                for key in ["original", "of", "node", "size", "mtime", "reason"] {
-                    if conflict.get(key).is_some_and(|v| !v.is_null()) {
-                        write!(s.out, "\t{key}={}", text(conflict, key))?;
-                    }
-                }
-                writeln!(s.out)?;
-            }
-        }
-    }
-    if conflicts.is_empty() {
+    let mut count = 0_u64;
+    s.client.array(&s.base, "/v1/conflicts", |c: Conflict| {
+        count += 1;
+        let shown = |path: Option<String>| path.map_or("(deleted)".to_owned(), |p| printable(&p).into_owned());
+        let (copy, original, node) = (shown(c.path), shown(c.original), printable(&c.node));
+        Ok(writeln!(s.out, "{copy}\tof {original}\tfrom {node}\t{}", utc(c.time_ns))?)
+    })?;
+    if count == 0 {
         writeln!(s.out, "No conflicts.")?;
     }
     Ok(args::OK)
 }
 
-/// `ls`, made from the node's index: files, and directories that hold some. Exit code 1 if there is nothing of that name.
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+    kind: String,
+    size: u64,
+    mtime: i64,
+    #[serde(default)]
+    raw: Option<String>,
+}
+
+/// `ls`, by name.
 pub fn ls(s: &mut Session<'_>, path: &OsStr) -> Result<u8> {
-    let parts = path.as_bytes().split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".");
-    let mut wanted = parts.collect::<Vec<_>>().join(&b'/');
-    let mut found: BTreeMap<Vec<u8>, Option<Copy>> = BTreeMap::new();
-    compare::for_each(s, &s.base, &mut |path, copy| {
-        if path == wanted {
-            let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
-            found.insert(name, Some(copy));
-            return;
-        }
-        let below = match path.strip_prefix(wanted.as_slice()) {
-            Some(rest) if wanted.is_empty() => Some(rest),
-            Some(rest) => rest.strip_prefix(b"/"),
-            None => None,
-        };
-        let Some(below) = below else { return };
-        match below.iter().position(|b| *b == b'/') {
-            Some(end) => {
-                found.entry(below[..end].to_vec()).or_insert(None);
-            }
-            None => {
-                found.insert(below.to_vec(), Some(copy));
-            }
-        }
+    let mut found = BTreeMap::new();
+    s.client.array(&s.base, &with_path("/v1/list", path), |entry: Listed| {
+        let Listed { name, kind, size, mtime, raw } = entry;
+        found.insert(compare::name_bytes(name, raw), (kind, size, mtime));
+        Ok(())
     })?;
     let mut json = vec![];
-    for (name, file) in &found {
-        let name = String::from_utf8_lossy(name);
-        match file {
-            _ if s.json => json.push(match file {
-                Some(c) => json!({ "name": name, "kind": "file", "size": c.size, "mtime": c.mtime }),
-                None => json!({ "name": name, "kind": "dir" }),
-            }),
-            Some(c) => writeln!(s.out, "{:>14}  {}  {}", c.size, utc(c.mtime), printable(&name))?,
-            None => writeln!(s.out, "{:>14}  {:20}  {}/", "-", "-", printable(&name))?,
+    for (name, (kind, size, mtime)) in found {
+        let name = String::from_utf8_lossy(&name);
+        if s.json {
+            json.push(json!({ "name": name, "kind": kind, "size": size, "mtime": mtime }));
+            continue;
         }
+        let sign = match kind.as_str() {
+            "dir" => "/",
+            "link" => "@",
+            _ => "",
+        };
+        writeln!(s.out, "{size:>14}  {}  {}{sign}", utc(mtime), printable(&name))?;
     }
     if s.json {
         writeln!(s.out, "{:#}", Value::Array(json))?;
-    }
-    if found.is_empty() && !wanted.is_empty() {
-        wanted.insert(0, b'/');
-        bail!("{}: no such file, and no directory with files", printable(&String::from_utf8_lossy(&wanted)));
     }
     Ok(args::OK)
 }
