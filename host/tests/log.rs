@@ -314,6 +314,37 @@ fn a_broken_lane_mends_itself() {
 }
 
 #[test]
+fn a_checkpoint_mends_a_broken_lane_without_what_it_covers() {
+    let t = tempfile::tempdir().unwrap();
+    let bad = Arc::new(AtomicBool::new(false));
+    let fault = {
+        let bad = Arc::clone(&bad);
+        move |f: Fault| match f {
+            Fault::Sync if bad.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(5)),
+            _ => Ok(()),
+        }
+    };
+    let lane = LogLane::open(t.path(), Options { fault: Some(Arc::new(fault)), ..small() }).unwrap();
+    append(&lane, 1..=10);
+    lane.sync_blocking().unwrap();
+    bad.store(true, Ordering::SeqCst);
+    append(&lane, 11..=20);
+    assert!(lane.sync_blocking().is_err());
+    append(&lane, 21..=25);
+    // Still bad: what the checkpoint covers is let go of, the rest is kept.
+    lane.cut(21);
+    until("letting go", || lane.backlog().records == 5);
+    assert!(lane.broken().is_some());
+    bad.store(false, Ordering::SeqCst);
+    lane.cut(23);
+    until("mending", || lane.broken().is_none() && lane.backlog().records == 0);
+    append(&lane, 26..=30);
+    lane.close().unwrap();
+    let (got, r) = read(t.path(), 23);
+    assert_eq!((got, r.damage, r.torn), (expected(23..=30), None, None));
+}
+
+#[test]
 fn cutting_recycles_and_nothing_old_comes_back() {
     let t = tempfile::tempdir().unwrap();
     let dir = t.path().join("log");

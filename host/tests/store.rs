@@ -124,7 +124,7 @@ fn filled(path: &Path) -> Map {
     let mut s = Store::open(path).unwrap();
     let mut want = Map::new();
     for page in 0..20u32 {
-        let puts: Vec<Put> = (0..20u32).map(|i| put(&(page * 20 + i).to_be_bytes(), &vec![i as u8; 150])).collect();
+        let puts: Vec<Put> = (0..20u32).map(|i| put(&(page * 20 + i).to_be_bytes(), &[i as u8; 150])).collect();
         for (k, v) in &puts {
             want.insert(k.to_vec(), v.clone().unwrap().to_vec());
         }

@@ -280,6 +280,7 @@ impl LogLane {
     }
 
     /// Segments that hold only records below `below` are dropped, soon. Call it when a checkpoint that covers them is durable.
+    /// A broken lane forgets such records and tries at once to become whole.
     pub fn cut(&self, below: u64) {
         let mut state = self.shared.lock();
         state.cut = Some(state.cut.unwrap_or(0).max(below));
@@ -407,9 +408,13 @@ impl Writer {
     fn run(&mut self) {
         loop {
             let work = self.take_work();
+            let mend = !work.reopen.is_empty() || work.stop || (work.cut.is_some() && self.broken.is_some());
+            if let Some(below) = work.cut {
+                self.forget_below(below);
+            }
             let failed = match &work.hopeless {
                 Some(why) => Some((io::ErrorKind::InvalidData, why.clone())),
-                None => self.attend(!work.syncs.is_empty() || work.stop, !work.reopen.is_empty() || work.stop),
+                None => self.attend(!work.syncs.is_empty() || work.stop, mend),
             };
             let outcome = || match &failed {
                 None => Ok(()),
@@ -575,6 +580,17 @@ impl Writer {
         Ok(())
     }
 
+    /// On a broken lane: what a checkpoint has made durable in its own way need not be written again.
+    fn forget_below(&mut self, below: u64) {
+        if self.broken.is_none() {
+            return;
+        }
+        let covered = self.unsynced.iter().take_while(|q| q.index < below).count();
+        self.release(covered);
+        self.durable = self.durable.max(below.saturating_sub(1));
+        self.written = 0;
+    }
+
     /// Makes the written records durable and lets go of them.
     fn sync(&mut self) -> io::Result<()> {
         if self.written > 0 {
@@ -587,19 +603,23 @@ impl Writer {
             self.stats.syncs += 1;
             self.stats.sync_ns += start.elapsed().as_nanos() as u64;
         }
-        let (mut bytes, mut records) = (0, 0);
-        for q in self.unsynced.drain(..self.written) {
+        self.release(self.written);
+        self.written = 0;
+        self.unsynced_since = None;
+        Ok(())
+    }
+
+    /// Lets go of the first `count` records, which are durable.
+    fn release(&mut self, count: usize) {
+        let mut bytes = 0;
+        for q in self.unsynced.drain(..count) {
             self.durable = self.durable.max(q.index);
             bytes += q.cost();
-            records += 1;
         }
-        self.written = 0;
         self.unsynced_bytes -= bytes;
-        self.unsynced_since = None;
         let mut state = self.shared.lock();
         state.bytes -= bytes;
-        state.records -= records;
-        Ok(())
+        state.records -= count;
     }
 
     fn begin_segment(&mut self, first: u64, need: u64) -> io::Result<()> {
