@@ -73,6 +73,11 @@ pub struct InodeInfo {
     pub size: u64,
     /// Digest of `version`.
     pub digest: ContentDigest,
+    /// Bytes in `held` and their digest; `None` if they are no longer known (then `held` is not `version`).
+    pub held_content: Option<(u64, ContentDigest)>,
+    /// `attrs` and all extended attributes stand on disk. Otherwise a remote change of them waits to be applied, and a
+    /// difference to the disk does not mean that somebody changed the disk.
+    pub attrs_held: bool,
     /// What stands on disk.
     pub witness: Witness,
     /// Names on disk here.

@@ -46,6 +46,12 @@ impl Tree {
         None
     }
 
+    /// Everything that stands in limbo: entry and what it names. For hosts that put a disk right after a crash.
+    pub fn limbo(&self) -> Vec<(EntryId, InodeId)> {
+        let aside = self.spots.iter().filter(|(_, s)| **s == Seat::Limbo).map(|(e, _)| &self.entries[*e]);
+        aside.map(|n| (n.id(), self.id_of(n.inode))).collect()
+    }
+
     /// All names of an inode on disk.
     pub fn spots(&self, inode: InodeId) -> Vec<Spot> {
         let seats = self.inode_of(inode).map(|i| self.seats(i)).unwrap_or_default();
@@ -63,6 +69,9 @@ impl Tree {
             version,
             size,
             digest,
+            held_content: self.held(i).bytes,
+            // What is in flight does not stand there yet.
+            attrs_held: !self.inodes[i].has(ATTR_DUE) && !self.work.is_busy(i),
             witness: self.inodes[i].witness,
             nlink: self.entries_of(i).into_iter().filter(|e| self.is_seated(*e)).count() as u32,
         })
