@@ -33,8 +33,8 @@ pub(crate) fn file_type(st: &Raw) -> FileType {
     FileType::from_raw_mode(st.st_mode)
 }
 
-/// The witness of an object whose bytes are known now. Of anything but a regular file only the identity counts: a
-/// directory's times change with every entry.
+/// The witness of an object whose bytes are known now. Of anything but a regular file only identity, mode and owner count:
+/// a directory's times change with every entry.
 pub(crate) fn witness(st: &Raw) -> Witness {
     let mut h = blake3::Hasher::new();
     h.update(&disk(st).to_le_bytes());
@@ -43,6 +43,10 @@ pub(crate) fn witness(st: &Raw) -> Witness {
         for (sec, nsec) in [mtime(st), (st.st_ctime as i64, st.st_ctime_nsec as u32)] {
             h.update(&sec.to_le_bytes());
             h.update(&nsec.to_le_bytes());
+        }
+    } else {
+        for n in [st.st_mode, st.st_uid, st.st_gid] {
+            h.update(&n.to_le_bytes());
         }
     }
     let mut b = [0; 8];

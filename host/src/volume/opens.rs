@@ -26,6 +26,7 @@ pub(crate) struct Handle {
     pub(crate) fh: u64,
     pub(crate) file: Arc<OwnedFd>,
     pub(crate) node: Arc<Open>,
+    pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) append: bool,
     /// `O_SYNC` or `O_DSYNC`.
@@ -301,7 +302,7 @@ impl Opens {
         }
         drop(inner);
         let handle =
-            Arc::new(Handle { fh, file, node, write: how.write, append: how.append, sync: how.sync });
+            Arc::new(Handle { fh, file, node, read: how.read, write: how.write, append: how.append, sync: how.sync });
         self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::clone(&handle));
         Ok(handle)
     }
@@ -316,14 +317,14 @@ impl Opens {
         self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)
     }
 
-    /// A handle is closed. `read`: it could read as well.
-    pub(crate) fn leave(&self, handle: &Handle, read: bool) {
+    /// A handle is closed.
+    pub(crate) fn leave(&self, handle: &Handle) {
         let mut inner = self.inner();
         {
             let mut state = handle.node.state();
             state.files.retain(|f| !Arc::ptr_eq(f, &handle.file));
             state.writers -= u32::from(handle.write);
-            if handle.write && read {
+            if handle.write && handle.read {
                 state.mappers -= 1;
                 if state.mappers == 0 {
                     state.expected = None;
