@@ -236,6 +236,20 @@ pub enum Apply {
     },
 }
 
+impl Apply {
+    /// The inode that the change is about.
+    pub fn inode(&self) -> InodeId {
+        match self {
+            Apply::Make { inode, .. }
+            | Apply::Link { inode, .. }
+            | Apply::Move { inode, .. }
+            | Apply::Remove { inode, .. }
+            | Apply::Attr { inode, .. }
+            | Apply::Install { inode, .. } => *inode,
+        }
+    }
+}
+
 /// What the log holds. Encoded by the host with [`crate::wire::encode`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum LogRecord {

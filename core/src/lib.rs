@@ -1,6 +1,6 @@
 //! icecluster's protocol: one deterministic state machine, without clock, randomness, threads or I/O.
 //!
-//! Start reading at `node::Node`.
+//! Start reading at [`node::Node`].
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -14,7 +14,10 @@ pub mod digest;
 pub mod event;
 pub mod ids;
 pub mod limits;
+mod member;
 pub mod message;
+mod mirror;
+pub mod node;
 pub mod op;
 pub mod rng;
 pub mod status;

@@ -152,4 +152,6 @@ pub struct Held {
     pub log: Frontier,
     /// Operations up to which the content is held durably as well (or was superseded by content that is).
     pub content: Frontier,
+    /// Every operation of the speaker that is not in `log` is, or will be, later than this.
+    pub clock: Hlc,
 }

@@ -1,1 +1,51 @@
+//! Binds a [`Vfs`](ice_host::vfs::Vfs) to a mountpoint through the kernel's FUSE driver (Linux only; elsewhere
+//! [`Mount::start`] answers `Unsupported`).
+//!
+//! What is special about it:
+//!
+//! - **Caching.** Names, also those that do not exist, and attributes are cached by the kernel for a day, and directory
+//!   listings until something changes. News from `Vfs::on_stale` drops what a remote change made wrong. An answer that
+//!   was computed before such a change and leaves after it is sent with a lifetime of zero (module `stale`).
+//! - **Passthrough.** Files opened for reading are read from the backing file by the kernel itself. Files opened for
+//!   writing send their `write`s here, but their memory maps go to the backing file as well, so that all views of a file
+//!   agree. Where the kernel or a missing privilege refuses passthrough, every open uses the kernel's page cache over
+//!   requests to this process (module `opens`).
+//! - **Waiting.** `fsync`, `close` and `open` may wait for other nodes. They never hold up other requests, and a process that
+//!   waits in one can be killed (module `park`).
+//! - **Locks.** `flock` and `fcntl` locks are kept by the local kernel.
+//! - **Access control** is the kernel's, by mode bits (`default_permissions`). POSIX access control lists are refused, because
+//!   the kernel would store but not obey them. The mount is `nosuid,nodev`.
 
+#[cfg(target_os = "linux")]
+mod attr;
+#[cfg(target_os = "linux")]
+mod device;
+#[cfg(target_os = "linux")]
+mod dirs;
+#[cfg(target_os = "linux")]
+mod fs;
+#[cfg(target_os = "linux")]
+mod inval;
+#[cfg(target_os = "linux")]
+mod mount;
+#[cfg(target_os = "linux")]
+mod mountinfo;
+#[cfg(target_os = "linux")]
+mod opens;
+mod options;
+#[cfg(target_os = "linux")]
+mod park;
+#[cfg(target_os = "linux")]
+mod pool;
+#[cfg(target_os = "linux")]
+mod signals;
+#[cfg(target_os = "linux")]
+mod stale;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+
+#[cfg(target_os = "linux")]
+pub use mount::Mount;
+pub use options::{MountOptions, Passthrough};
+#[cfg(not(target_os = "linux"))]
+pub use unsupported::Mount;

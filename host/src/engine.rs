@@ -9,7 +9,7 @@ use ice_core::message::Message;
 use ice_core::node::{Node, View};
 use ice_core::rng::Seed;
 use ice_core::time::{Deadline, Instant, Span};
-use ice_core::trace::{Frame, FORMAT, Start, outbox_digest};
+use ice_core::trace::{FORMAT, Frame, Start, outbox_digest};
 use ice_core::tree::Tree;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -78,13 +78,25 @@ fn wall_ns() -> u64 {
 
 impl Engine {
     /// Recovers the node. Nothing happens before [`Engine::start`].
-    pub fn new(config: Config, seed: Seed, disk: Recovered, payloads: Arc<PayloadPool>, tape: Option<Box<dyn Tape>>) -> Engine {
+    pub fn new(
+        config: Config,
+        seed: Seed,
+        disk: Recovered,
+        payloads: Arc<PayloadPool>,
+        tape: Option<Box<dyn Tape>>,
+    ) -> Engine {
         let copy = tape.is_some().then(|| (config.clone(), disk.clone()));
         let node = Node::recover(config, seed, disk);
         let mut tape = tape;
         if let (Some(t), Some((config, disk))) = (tape.as_mut(), copy) {
-            let start =
-                Start { format: FORMAT, software: crate::VERSION.to_owned(), config, seed, disk, digest: node.digest() };
+            let start = Start {
+                format: FORMAT,
+                software: crate::VERSION.to_owned(),
+                config,
+                seed,
+                disk,
+                digest: node.digest(),
+            };
             t.frame(&Frame::Start(Box::new(start)));
         }
         Engine {

@@ -1,6 +1,16 @@
 //! What every real icecluster node shares, whatever its runtime: it executes the core's actions on disk and network.
 
+pub mod config;
+pub mod digest;
+pub mod duration;
+pub mod engine;
+pub mod identity;
+pub mod log;
+pub mod payload;
+pub mod recorder;
 pub mod runtime;
+pub mod store;
+pub mod transport;
 pub mod vfs;
 
 /// The software's version as shown to users.

@@ -112,6 +112,10 @@ impl Tree {
     pub fn locate(&self, inode: InodeId) -> Option<(Option<crate::ids::EntryId>, Vec<Name>)> {
         None
     }
+    /// Everything that stands in limbo: entry and what it names. For hosts that put a disk right after a crash.
+    pub fn limbo(&self) -> Vec<(crate::ids::EntryId, InodeId)> {
+        Vec::new()
+    }
     pub fn spots(&self, inode: InodeId) -> Vec<Spot> {
         Vec::new()
     }

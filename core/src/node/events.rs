@@ -1,0 +1,307 @@
+//! What events do: requests, links, completions, orders.
+
+use super::{Flight, Node};
+use crate::action::{Io, LogRecord, Refused, Reply, Send};
+use crate::bug::Bug;
+use crate::event::{Admin, Change, IoError, IoResult, LinkEvent, Request};
+use crate::ids::{InodeId, IoToken, LinkId, OpToken};
+use crate::limits::REQUESTS_IN_FLIGHT_MAX;
+use crate::member::Effect;
+use crate::message::{Beat, Hello, Message};
+use crate::mirror::content::Verdict;
+use crate::mirror::outgoing::Outgoing;
+use crate::op::{Op, OpBody, Payload};
+use crate::time::{Span, Stamp};
+use crate::tree::LocalOp;
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Actions that failed for a lasting reason are tried again after this.
+pub(super) const RETRY: Span = Span::s(2);
+
+impl Node {
+    pub(super) fn request(&mut self, token: OpToken, op: Request) {
+        let fresh = self.open.insert(token);
+        debug_assert!(fresh, "{token} is in use");
+        if self.stopping && !matches!(op, Request::Change(_)) {
+            return self.reply(token, Reply::Failed(Refused::Stopping));
+        }
+        match op {
+            Request::Change(changes) => {
+                let mut results = Vec::with_capacity(changes.len());
+                for c in changes {
+                    results.push(self.change(&c));
+                }
+                self.reply(token, Reply::Changed(results));
+            }
+            Request::Sync { ack, timeout } => {
+                if self.syncs.len() >= REQUESTS_IN_FLIGHT_MAX {
+                    return self.reply(token, Reply::Failed(Refused::Busy));
+                }
+                if self.journal.broken {
+                    return self.reply(token, Reply::Failed(Refused::LogBroken));
+                }
+                let last = self.last_own();
+                self.syncs.add(token, last, ack, self.now, timeout);
+                self.journal.wanted = true;
+                if self.config.has(Bug::SkipSync) {
+                    self.syncs.remove(token);
+                    self.reply(token, Reply::Synced { copies: 1 });
+                }
+            }
+            Request::Released { inode } => {
+                self.tree.released(inode);
+                self.reply(token, Reply::Done);
+            }
+        }
+    }
+
+    fn change(&mut self, change: &Change) -> Result<InodeId, Refused> {
+        let mut payload = if let Change::Content { payload, .. } = change { *payload } else { None };
+        let handle = payload;
+        let clock = &mut self.clock;
+        let result = match self.tree.local(change, &mut || clock.mint()) {
+            Ok(outcome) => {
+                self.issue(outcome.ops, &mut payload);
+                for record in outcome.records {
+                    self.log(record);
+                }
+                self.settle(outcome.inode);
+                Ok(outcome.inode)
+            }
+            Err(why) => Err(why),
+        };
+        if let Some(p) = handle {
+            self.handles.refuse(p.id);
+        }
+        result
+    }
+
+    /// Makes operations of what was done here: logs them and keeps them for the others.
+    pub(super) fn issue(&mut self, ops: Vec<LocalOp>, payload: &mut Option<Payload>) {
+        for LocalOp { stamp, body, here } in ops {
+            let content = matches!(body, OpBody::SetContent { .. });
+            let op = Op {
+                origin: stamp.replica,
+                seq: self.last_own() + 1,
+                time: stamp.time,
+                body,
+                payload: if content { payload.take() } else { None },
+            };
+            self.log(LogRecord::Op { op: op.clone(), here });
+            self.history.push(op, &mut self.handles);
+        }
+    }
+
+    pub(super) fn link(&mut self, event: LinkEvent) {
+        let mut fx = Vec::new();
+        match event {
+            LinkEvent::Up { link, dialled } => self.members.link_up(link, dialled, self.now, &mut fx),
+            LinkEvent::Down { link, why } => self.members.link_down(link, &why, self.now, &mut fx),
+            LinkEvent::DialFailed { url, why } => self.members.dial_failed(&url, &why, self.now),
+        }
+        self.effects(fx);
+    }
+
+    pub(super) fn admin(&mut self, admin: Admin) {
+        let mut fx = Vec::new();
+        match admin {
+            Admin::AddPeer { url } => self.members.add_url(&url, self.now),
+            Admin::RemovePeer { url } => self.members.remove_url(&url, &mut fx),
+            Admin::Stop => {
+                self.stopping = true;
+                self.members.stop(&mut fx);
+                for token in self.syncs.drain() {
+                    self.reply(token, Reply::Failed(Refused::Stopping));
+                }
+                self.journal.wanted = true;
+            }
+        }
+        self.effects(fx);
+    }
+
+    pub(super) fn effects(&mut self, fx: Vec<Effect>) {
+        for e in fx {
+            match e {
+                Effect::Send(s) => self.send(s),
+                Effect::Notice(n) => self.out.notice.push(n),
+                Effect::Remember(info) => {
+                    self.log(LogRecord::Member(info));
+                }
+                Effect::SayHello { link, called } => {
+                    let hello = self.hello(called);
+                    self.send(Send::Message { link, message: Message::Hello(Box::new(hello)) });
+                }
+                Effect::SayBeat { link, number, answer } => {
+                    let beat = Beat { number, answer, wall_ns: self.clock.wall_ns, held: self.holds() };
+                    self.send(Send::Message { link, message: Message::Beat(beat) });
+                }
+                Effect::Connected { replica } => {
+                    let known = self.held.get(&replica).and_then(|h| h.log.iter().find(|m| m.origin == self.life()));
+                    let known = known.map_or(0, |m| m.seq);
+                    self.outgoing.insert(replica, Outgoing::new(known, self.now));
+                    self.content.wake(self.now);
+                }
+                Effect::Disconnected { replica } => {
+                    self.outgoing.remove(&replica);
+                    self.urgent.remove(&replica);
+                    self.serving.retain(|s| s.to != replica);
+                    if self.round.as_ref().is_some_and(|r| r.from == replica) {
+                        self.round = None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn hello(&self, called: Option<String>) -> Hello {
+        Hello {
+            member: self.members.me.clone(),
+            called,
+            wall_ns: self.clock.wall_ns,
+            known: self.history.durable_frontier(),
+            cut: self.history.cut_frontier(),
+        }
+    }
+
+    /// A disk action ended.
+    pub(super) fn completed(&mut self, token: IoToken, result: IoResult) {
+        let Some(flight) = self.flights.remove(&token) else {
+            debug_assert!(false, "{token} completed twice or never started");
+            return;
+        };
+        match flight {
+            Flight::LogSync => self.log_synced(result),
+            Flight::Store { last } => self.stored(last, result),
+            Flight::Apply { ticket, inode } => self.applied(ticket, inode, result),
+            Flight::Fetch { inode, version } => self.fetched(inode, version, result),
+        }
+    }
+
+    fn log_synced(&mut self, result: IoResult) {
+        if let IoResult::Failed(why) = result {
+            self.journal.syncing = None;
+            self.journal.broken = true;
+            self.trouble(alloc::format!("the log cannot be made durable: {why:?}; a checkpoint is tried instead"));
+            for token in self.syncs.drain() {
+                self.reply(token, Reply::Failed(Refused::LogBroken));
+            }
+            return;
+        }
+        let done = self.journal.sync_ended();
+        self.became_durable(done);
+    }
+
+    fn stored(&mut self, last: bool, result: IoResult) {
+        self.journal.checkpoint.busy = false;
+        if let IoResult::Failed(why) = result {
+            if !self.journal.checkpoint.failing {
+                self.trouble(alloc::format!("the checkpoint cannot be written: {why:?}"));
+            }
+            self.journal.checkpoint_failed(self.now);
+            return;
+        }
+        if last && self.journal.checkpoint.begun.is_some() {
+            let (known, done) = self.journal.checkpoint_done(self.now);
+            for m in known {
+                self.history.set_durable(m.origin, (m.seq, m.time));
+            }
+            self.became_durable(done);
+            self.tell_all();
+        }
+    }
+
+    fn applied(&mut self, ticket: crate::tree::Ticket, inode: InodeId, result: IoResult) {
+        self.apply_flights -= 1;
+        match result {
+            IoResult::Applied(witness) => {
+                for record in self.tree.applied(ticket, witness) {
+                    if let LogRecord::Kept { inode, lost, copy } = record {
+                        self.out.notice.push(crate::action::Notice::Conflict { inode, lost, copy });
+                    }
+                    self.log(record);
+                }
+                self.last_failure = None;
+                self.settle(inode);
+            }
+            IoResult::Failed(why) => {
+                self.tree.failed(ticket, why);
+                match why {
+                    IoError::Changed => self.out.io.push(Io::Rescan { inode }),
+                    IoError::Busy => {}
+                    _ => {
+                        self.retry_later();
+                        self.last_failure = Some(why);
+                    }
+                }
+            }
+            other => debug_assert!(false, "an apply was answered {other:?}"),
+        }
+    }
+
+    fn fetched(&mut self, inode: InodeId, version: Stamp, result: IoResult) {
+        match result {
+            IoResult::Fetched => {
+                self.content.put_staged(inode, version, &mut self.handles);
+                self.tree.came(inode);
+                self.settle(inode);
+            }
+            IoResult::Failed(why) => {
+                let up: Vec<_> = self.members.connected().map(|(r, _)| r).collect();
+                if self.content.failed(inode, version, why, &up, self.now) == Verdict::Gone {
+                    self.tree.give_up_head(inode, version);
+                    self.settle(inode);
+                }
+                if matches!(why, IoError::NoSpace | IoError::Broken) {
+                    self.last_failure = Some(why);
+                }
+            }
+            other => debug_assert!(false, "a fetch was answered {other:?}"),
+        }
+    }
+
+    /// Drops content of an inode that is not wanted any more, and takes note of what is here.
+    pub(super) fn settle(&mut self, inode: InodeId) {
+        for version in self.history.missing_of(inode) {
+            if self.content.has(inode, version) || !self.tree.wants(inode, version) {
+                self.history.found(inode, version);
+                self.content_moved();
+            }
+        }
+        let end = Stamp { time: crate::time::Hlc(u64::MAX), replica: crate::ids::ReplicaId(u64::MAX) };
+        let missing: Vec<_> = self.state_missing.range((inode, Stamp::ZERO)..=(inode, end)).copied().collect();
+        for (i, v) in missing {
+            if self.content.has(i, v) || !self.tree.wants(i, v) {
+                self.state_missing.remove(&(i, v));
+            }
+        }
+        if self.state_missing.is_empty() && !self.content_cap.is_empty() {
+            self.content_cap.clear();
+            self.content_moved();
+        }
+        for version in self.content.of(inode) {
+            if !self.tree.wants(inode, version) {
+                if self.content.discard(inode, version, &mut self.handles) {
+                    self.out.io.push(Io::Unstage { inode, version });
+                }
+                self.content.unneed(inode, version);
+            }
+        }
+    }
+
+    /// Somebody who waits may want to hear that content arrived.
+    fn content_moved(&mut self) {
+        self.tell_held.extend(self.urgent.keys().copied());
+    }
+
+    pub(super) fn tell_all(&mut self) {
+        let all: Vec<_> = self.members.connected().map(|(r, _)| r).collect();
+        self.tell_held.extend(all);
+    }
+
+    pub(super) fn refuse_link(&mut self, link: LinkId, why: &str) {
+        self.send(Send::Message { link, message: Message::Refuse { why: why.into() } });
+        self.send(Send::Hangup { link, why: why.into() });
+    }
+}

@@ -1,0 +1,275 @@
+//! What a step does besides its events: timers, disk work, messages, each within a budget.
+
+use super::events::RETRY;
+use super::{Flight, Node, sooner};
+use crate::action::{Io, Refused, Reply, Send};
+use crate::bug::Bug;
+use crate::ids::ReplicaId;
+use crate::limits::APPLIES_IN_FLIGHT_MAX;
+use crate::message::Message;
+use crate::time::{Deadline, Hlc, Span, Stamp, Wake};
+use crate::tree::Step;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// Messages with operations in one step, all peers together.
+const OPS_MESSAGES_PER_STEP: usize = 8;
+/// Checkpoint keys in one page.
+const PAGE_KEYS: usize = 512;
+/// Checkpoint pages held in memory before they are committed.
+const PAGES_PER_COMMIT: usize = 40_000;
+/// Between two looks at what every member has.
+const TRIM_EVERY: Span = Span::ms(500);
+/// Operations and tree nodes let go at once.
+const TRIM_BUDGET: usize = 4096;
+
+impl Node {
+    pub(super) fn pump(&mut self) -> Option<Deadline> {
+        let mut fx = Vec::new();
+        let mut wake = self.members.tick(self.now, &mut fx);
+        self.effects(fx);
+        self.give_up();
+        self.pump_tree();
+        self.pump_fetches();
+        self.pump_log();
+        self.pump_checkpoint();
+        self.pump_ops();
+        self.pump_state();
+        self.pump_held();
+        self.pump_trim();
+        for (at, why) in self.due() {
+            wake = sooner(wake, at, why);
+        }
+        wake
+    }
+
+    fn due(&self) -> impl Iterator<Item = (crate::time::Instant, Wake)> {
+        let mut v = Vec::new();
+        v.extend(self.syncs.next().map(|t| (t, Wake::GiveUp)));
+        v.extend(self.content.next(self.now).map(|t| (t, Wake::Retry)));
+        v.extend(self.retry_at.map(|t| (t, Wake::Retry)));
+        v.extend(self.journal.next_due(self.now).map(|t| (t, Wake::Batch)));
+        v.extend(self.outgoing.values().filter_map(|o| o.resend_at()).min().map(|t| (t, Wake::Resend)));
+        v.extend(self.round.as_ref().map(|r| (r.stalls_at(), Wake::Resend)));
+        v.into_iter()
+    }
+
+    fn give_up(&mut self) {
+        if self.config.has(Bug::WaitForever) {
+            return;
+        }
+        for token in self.syncs.late(self.now) {
+            self.reply(token, Reply::Failed(Refused::NotAcknowledged));
+        }
+        // A member that is declared down changes what `auto` asks.
+        self.check_syncs();
+    }
+
+    fn pump_tree(&mut self) {
+        if self.retry_at.is_some_and(|t| t <= self.now) {
+            self.retry_at = None;
+            self.tree.retry();
+        }
+        let content = &self.content;
+        let have = |inode, version| content.source(inode, version);
+        let clock = &mut self.clock;
+        let own = self.tree.own_ops(&have, &mut || clock.mint(), 16);
+        self.out.again |= own.len() == 16;
+        for outcome in own {
+            self.issue(outcome.ops, &mut None);
+            for record in outcome.records {
+                if let crate::action::LogRecord::Kept { inode, lost, copy } = record {
+                    self.out.notice.push(crate::action::Notice::Conflict { inode, lost, copy });
+                }
+                self.log(record);
+            }
+            self.settle(outcome.inode);
+        }
+        let room = APPLIES_IN_FLIGHT_MAX.saturating_sub(self.apply_flights);
+        if room == 0 {
+            return;
+        }
+        let content = &self.content;
+        let have = |inode, version| content.source(inode, version);
+        let steps = self.tree.plan(&have, room);
+        self.out.again |= steps.len() == room;
+        for step in steps {
+            match step {
+                Step::Apply { ticket, apply } => {
+                    self.apply_flights += 1;
+                    let inode = apply.inode();
+                    let token = self.token(Flight::Apply { ticket, inode });
+                    self.out.io.push(Io::Apply { token, apply });
+                }
+                Step::Need { inode, version, size, digest } => {
+                    self.content.need(inode, version, size, digest, self.now)
+                }
+            }
+        }
+    }
+
+    fn pump_fetches(&mut self) {
+        let peers: Vec<(ReplicaId, ReplicaId)> = self
+            .members
+            .connected()
+            .filter_map(|(r, _)| self.members.peers.get(&r).map(|p| (r, p.info.life)))
+            .collect();
+        let up = |version: Stamp| {
+            // The author has it most likely.
+            let mut v: Vec<ReplicaId> =
+                peers.iter().filter(|(_, life)| *life == version.replica).map(|(r, _)| *r).collect();
+            v.extend(peers.iter().filter(|(_, life)| *life != version.replica).map(|(r, _)| *r));
+            v
+        };
+        while let Some(start) = self.content.next_fetch(self.now, &up) {
+            let token = self.token(Flight::Fetch { inode: start.inode, version: start.version });
+            self.content.started(&start, token);
+            self.out.io.push(Io::Fetch {
+                token,
+                from: start.from,
+                inode: start.inode,
+                version: start.version,
+                size: start.size,
+                digest: start.digest,
+            });
+        }
+    }
+
+    fn pump_log(&mut self) {
+        if self.journal.sync_due(self.now) {
+            self.journal.sync_started();
+            let token = self.token(Flight::LogSync);
+            self.out.io.push(Io::LogSync { token });
+        } else if self.journal.syncing.is_none() && self.journal.synced + 1 == self.journal.next {
+            self.journal.wanted = false;
+            self.journal.dirty_since = None;
+        }
+    }
+
+    fn pump_checkpoint(&mut self) {
+        if self.journal.checkpoint_due(self.now) {
+            let known = self.history.frontier();
+            self.journal.checkpoint_begin(known);
+        }
+        let Some((cut, known)) = self.journal.checkpoint.begun.clone() else { return };
+        if self.journal.checkpoint.busy {
+            return;
+        }
+        let mut puts = core::mem::take(&mut self.journal.checkpoint.again);
+        let room = PAGE_KEYS.saturating_sub(puts.len());
+        let tree = self.tree.take_dirty(room);
+        let last = tree.len() < room;
+        puts.extend(tree.into_iter().map(|(k, v)| {
+            let mut key = Vec::with_capacity(k.len() + 1);
+            key.push(b't');
+            key.extend_from_slice(&k);
+            (key.into_boxed_slice(), v)
+        }));
+        self.journal.checkpoint.pages.extend(puts.iter().cloned());
+        let commit = if last {
+            puts.push((Box::from(&b"m"[..]), Some(self.meta(known).into_boxed_slice())));
+            let next = self.journal.next;
+            Some(if self.config.has(Bug::CutEarly) { next + 64 } else { cut })
+        } else if self.journal.checkpoint.pages.len() >= PAGES_PER_COMMIT {
+            self.journal.checkpoint.pages.clear();
+            Some(self.journal.checkpoint.last_cut)
+        } else {
+            None
+        };
+        self.journal.checkpoint.busy = true;
+        let token = self.token(Flight::Store { last });
+        self.out.io.push(Io::Store { token, puts, commit });
+    }
+
+    fn pump_ops(&mut self) {
+        let life = self.life();
+        let waited = self.syncs.waited_remote();
+        let mut budget = OPS_MESSAGES_PER_STEP;
+        let links: Vec<_> = self.members.connected().collect();
+        for (replica, link) in links {
+            let Some(o) = self.outgoing.get_mut(&replica) else { continue };
+            if o.resend_at().is_some_and(|t| t <= self.now) && !self.config.has(Bug::NoResend) {
+                o.resend(self.now);
+            }
+            while budget > 0 {
+                let Some(message) = o.next(life, waited, &self.history, self.now) else { break };
+                budget -= 1;
+                self.out.send.push(Send::Message { link, message });
+            }
+        }
+        self.out.again |= budget == 0;
+    }
+
+    fn pump_held(&mut self) {
+        if self.tell_held.is_empty() {
+            return;
+        }
+        let held = self.holds();
+        for replica in core::mem::take(&mut self.tell_held) {
+            let Some(p) = self.members.peers.get(&replica) else { continue };
+            let Some(link) = p.link else { continue };
+            let life = p.info.life;
+            if let Some(upto) = self.urgent.get(&replica)
+                && held.content.iter().any(|m| m.origin == life && m.seq >= *upto)
+            {
+                self.urgent.remove(&replica);
+            }
+            self.out.send.push(Send::Message { link, message: Message::Held(held.clone()) });
+        }
+    }
+
+    /// Lets go what every member has.
+    fn pump_trim(&mut self) {
+        if self.trim_at > self.now {
+            return;
+        }
+        self.trim_at = self.now.after(TRIM_EVERY);
+        let members: Vec<ReplicaId> =
+            self.members.peers.iter().filter(|(_, p)| !p.info.left).map(|(r, _)| *r).collect();
+        let mut stable: BTreeMap<ReplicaId, u64> = BTreeMap::new();
+        let mut horizon = self.holds().clock;
+        for m in self.history.durable_frontier() {
+            let known = self.history.known(m.origin);
+            if known.0 > m.seq {
+                horizon = horizon.min(m.time);
+            }
+            let mut seq = m.seq;
+            for r in &members {
+                let held = self.held.get(r);
+                let mark = held.and_then(|h| h.log.iter().find(|x| x.origin == m.origin));
+                seq = seq.min(mark.map_or(0, |x| x.seq));
+                if mark.is_none_or(|x| x.seq < known.0) {
+                    horizon = horizon.min(mark.map_or(Hlc(0), |x| x.time));
+                }
+            }
+            stable.insert(m.origin, seq);
+        }
+        for r in &members {
+            horizon = horizon.min(self.held.get(r).map_or(Hlc(0), |h| h.clock));
+            // What a member holds of its own and we do not know yet may be older than all that.
+            if let Some(h) = self.held.get(r) {
+                for m in &h.log {
+                    let known = self.history.known(m.origin);
+                    if m.seq > known.0 {
+                        horizon = horizon.min(known.1);
+                    }
+                }
+            }
+        }
+        self.history.trim(&stable, TRIM_BUDGET, &mut self.handles);
+        if horizon > self.horizon {
+            self.horizon = horizon;
+        }
+        if self.tree.cut(Stamp { time: self.horizon, replica: ReplicaId(0) }, TRIM_BUDGET) {
+            self.trim_at = self.now;
+            self.out.again = true;
+        }
+    }
+
+    /// After a lasting failure everything is tried again in a while.
+    pub(super) fn retry_later(&mut self) {
+        let at = self.now.after(RETRY);
+        self.retry_at.get_or_insert(at);
+    }
+}

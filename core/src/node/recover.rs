@@ -1,0 +1,210 @@
+//! From what was found on disk to a running node.
+
+use super::clock::Clock;
+use super::journal::Journal;
+use super::{Node, small_state};
+use crate::action::LogRecord;
+use crate::bug::Bug;
+use crate::config::{Config, Ending, Recovered};
+use crate::ids::{Incarnation, InodeId, ReplicaId};
+use crate::member::Members;
+use crate::message::{Frontier, MemberInfo};
+use crate::mirror::content::Content;
+use crate::mirror::handles::Handles;
+use crate::mirror::history::History;
+use crate::mirror::syncs::Syncs;
+use crate::op::{Op, OpBody};
+use crate::rng::{Rng, Seed};
+use crate::time::{Hlc, Instant, Stamp};
+use crate::tree::Tree;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// What a checkpoint holds besides the tree.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Meta {
+    /// Operations that the tree's pages cover.
+    pub known: Frontier,
+    /// Origins under which this node issued operations, the last one last.
+    pub lives: Vec<ReplicaId>,
+    /// The hybrid clock.
+    pub clock: Hlc,
+    /// Everybody else.
+    pub members: Vec<MemberInfo>,
+    /// Number of the next log record when this was written.
+    pub next_record: u64,
+}
+
+/// The origin of operations issued by start `incarnation` of `replica`, if it needs one of its own.
+fn life_of(replica: ReplicaId, incarnation: Incarnation) -> ReplicaId {
+    let mut h = blake3::Hasher::new();
+    h.update(b"icecluster life 1");
+    h.update(&replica.0.to_le_bytes());
+    h.update(&incarnation.0.to_le_bytes());
+    let mut b = [0u8; 8];
+    b.copy_from_slice(&h.finalize().as_bytes()[..8]);
+    ReplicaId(u64::from_le_bytes(b))
+}
+
+impl Node {
+    /// Starts a node from what its host found on disk. Damaged pages are left out and said in a notice of the first step:
+    /// the node then asks its peers for what they hold.
+    pub fn recover(config: Config, seed: Seed, disk: Recovered) -> Node {
+        let mut damage: Vec<alloc::string::String> = Vec::new();
+        let mut tree = Tree::new();
+        let mut meta = Meta::default();
+        for (key, value) in &disk.pages {
+            match key.split_first() {
+                Some((b't', rest)) => {
+                    if let Err(why) = tree.load(rest, value) {
+                        damage.push(format!("{why}"));
+                    }
+                }
+                Some((b'm', _)) => match crate::wire::decode::<Meta>(value) {
+                    Ok(m) => meta = m,
+                    Err(why) => damage.push(format!("the checkpoint's description: {why}")),
+                },
+                _ => damage.push("an unknown page in the checkpoint".into()),
+            }
+        }
+        tree.finish_load();
+
+        let mut history = History::default();
+        let mut handles = Handles::default();
+        let mut content = Content::default();
+        history.restore(&meta.known);
+        let mut lives: BTreeSet<ReplicaId> = meta.lives.iter().copied().collect();
+        let mut last_life = meta.lives.last().copied();
+        let mut members: BTreeMap<ReplicaId, MemberInfo> = meta.members.into_iter().map(|m| (m.replica, m)).collect();
+        let mut clock = meta.clock;
+        let mut next = meta.next_record.max(1);
+        let mut touched: BTreeSet<InodeId> = BTreeSet::new();
+        for (index, record) in &disk.log {
+            next = next.max(index + 1);
+            tree.replay(record);
+            match record {
+                LogRecord::Op { op, .. } => {
+                    clock = clock.max(op.time);
+                    replay_op(op, &mut history, &mut content, &mut handles, &mut touched);
+                }
+                LogRecord::Life(life) => {
+                    lives.insert(*life);
+                    last_life = Some(*life);
+                }
+                LogRecord::Member(info) => {
+                    members.insert(info.replica, info.clone());
+                }
+                LogRecord::Holds { .. } | LogRecord::Stands { .. } | LogRecord::Kept { .. } => {}
+            }
+        }
+        for m in history.frontier() {
+            history.set_durable(m.origin, (m.seq, m.time));
+        }
+
+        // Operations may have reached others that this log lost: after a crash their numbers must not be used again.
+        let fresh = last_life.is_none() || (disk.ending != Ending::Clean && !config.has(Bug::ReuseLife));
+        let life = match last_life {
+            Some(life) if !fresh => life,
+            _ => life_of(config.replica, config.incarnation),
+        };
+        lives.insert(life);
+        let rng = Rng::new(seed);
+        let mut node = Node {
+            members: Members::new(&config, life, members.into_values().collect(), Instant(0)),
+            rng: rng.fork(1),
+            now: Instant(0),
+            clock: Clock::new(life, clock),
+            tree,
+            history,
+            journal: Journal::new(next, next.min(disk.log.first().map_or(next, |(i, _)| *i))),
+            content,
+            handles,
+            syncs: Syncs::default(),
+            outgoing: BTreeMap::new(),
+            held: BTreeMap::new(),
+            lives,
+            urgent: BTreeMap::new(),
+            tell_held: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            state_missing: BTreeSet::new(),
+            content_cap: BTreeMap::new(),
+            round: None,
+            serving: Vec::new(),
+            flights: BTreeMap::new(),
+            next_io: 0,
+            rounds: config.incarnation.0 << 32,
+            open: BTreeSet::new(),
+            trim_at: Instant(0),
+            horizon: Hlc(0),
+            retry_at: None,
+            apply_flights: 0,
+            last_failure: None,
+            stopping: false,
+            first_io: Vec::new(),
+            first_life: None,
+            first_words: None,
+            out: crate::action::Outbox::default(),
+            config,
+        };
+        for (inode, version) in disk.staged {
+            if node.tree.wants(inode, version) {
+                node.content.put_staged(inode, version, &mut node.handles);
+            } else {
+                node.first_io.push(crate::action::Io::Unstage { inode, version });
+            }
+        }
+        for inode in touched {
+            node.settle(inode);
+        }
+        node.first_io.append(&mut node.out.io);
+        node.first_life = fresh.then_some(life);
+        if !damage.is_empty() {
+            let n = damage.len();
+            damage.truncate(3);
+            node.first_words = Some(format!("{n} damaged parts in the checkpoint: {}", damage.join("; ")));
+        }
+        node
+    }
+
+    /// What the checkpoint should say, given what its pages cover.
+    pub(super) fn meta(&self, known: Frontier) -> Vec<u8> {
+        let mut lives: Vec<ReplicaId> = self.lives.iter().copied().filter(|l| *l != self.life()).collect();
+        lives.push(self.life());
+        let members = self.members.peers.values().map(|p| p.info.clone()).collect();
+        crate::wire::encode(&Meta { known, lives, clock: self.clock.last(), members, next_record: self.journal.next })
+    }
+
+    /// Stable hash of the whole state.
+    pub fn digest(&self) -> u128 {
+        let mut all = small_state(self);
+        all.push(self.tree.digest());
+        crate::digest::of(&all)
+    }
+}
+
+fn replay_op(
+    op: &Op,
+    history: &mut History,
+    content: &mut Content,
+    handles: &mut Handles,
+    touched: &mut BTreeSet<InodeId>,
+) {
+    let known = history.known(op.origin);
+    let next = op.seq == known.0 + 1;
+    if next {
+        history.push(op.clone(), handles);
+    }
+    if let OpBody::SetContent { inode, size, .. } = op.body {
+        touched.insert(inode);
+        let version: Stamp = op.stamp();
+        match op.payload {
+            Some(p) => content.put_payload(inode, version, p, handles),
+            None if size > 0 && next => history.miss(op.origin, op.seq, inode, version),
+            None => {}
+        }
+    } else if let Some(p) = op.payload {
+        handles.refuse(p.id);
+    }
+}

@@ -1,0 +1,232 @@
+//! State transfer: see [`crate::mirror::state`].
+
+use super::Node;
+use crate::action::Send;
+use crate::ids::{InodeId, LinkId, ReplicaId};
+use crate::limits::STATE_RECORDS_PER_MESSAGE_MAX;
+use crate::message::{Frontier, Mark, Message};
+use crate::mirror::state::{Round, Serving};
+use crate::time::Stamp;
+use crate::tree::StateRecord;
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+/// Buckets asked for at once.
+const BUCKETS_PER_WANT: usize = 64;
+/// Transfers served at once.
+const SERVING_MAX: usize = 16;
+
+impl Node {
+    /// Operations that we lack were cut by this peer.
+    pub(super) fn on_cut(&mut self, peer: ReplicaId, link: LinkId, mark: Mark) {
+        if self.history.known(mark.origin).0 >= mark.seq {
+            return;
+        }
+        let busy = self.round.as_ref().is_some_and(|r| r.stalls_at() > self.now);
+        if !busy {
+            self.begin_round(peer, link);
+        }
+    }
+
+    fn begin_round(&mut self, peer: ReplicaId, link: LinkId) {
+        self.rounds += 1;
+        self.round = Some(Round::new(self.rounds, peer, self.now));
+        let buckets = (0..64).map(|b| (b, self.tree.bucket_digest(1, b))).collect();
+        let context = self.history.frontier();
+        let message = Message::StateDigests { round: self.rounds, level: 1, buckets, context };
+        self.send(Send::Message { link, message });
+    }
+
+    pub(super) fn on_digests(
+        &mut self,
+        peer: ReplicaId,
+        link: LinkId,
+        round: u64,
+        level: u8,
+        buckets: Vec<(u32, u128)>,
+        context: Frontier,
+    ) {
+        if level == 1 {
+            let mut parts = Vec::new();
+            for (b, digest) in buckets.into_iter().take(64) {
+                if b < 64 && self.tree.bucket_digest(1, b) != digest {
+                    parts.extend((b * 64..b * 64 + 64).map(|p| (p, self.tree.bucket_digest(2, p))));
+                }
+            }
+            let context = self.history.frontier();
+            self.send(Send::Message {
+                link,
+                message: Message::StateDigests { round, level: 2, buckets: parts, context },
+            });
+            return;
+        }
+        let Some(r) = self.round.as_mut().filter(|r| r.number == round && r.from == peer && r.context.is_none()) else {
+            return;
+        };
+        r.context = Some(context);
+        r.progress = self.now;
+        let tree = &self.tree;
+        let differs = |(b, d): &(u32, u128)| *b < 4096 && tree.bucket_digest(2, *b) != *d;
+        r.todo = buckets.iter().filter(|x| differs(x)).map(|(b, _)| *b).collect();
+        r.todo.reverse();
+        self.go_on(link);
+    }
+
+    /// Asks for the next buckets, or ends the round.
+    fn go_on(&mut self, link: LinkId) {
+        let Some(r) = &self.round else { return };
+        if r.todo.is_empty() {
+            return self.end_round();
+        }
+        let buckets: Vec<u32> = r.todo.iter().rev().take(BUCKETS_PER_WANT).copied().collect();
+        let round = r.number;
+        self.send(Send::Message { link, message: Message::StateWant { round, level: 2, buckets } });
+    }
+
+    pub(super) fn on_state_want(&mut self, peer: ReplicaId, round: u64, level: u8, buckets: Vec<u32>) {
+        let buckets: Vec<u32> = buckets.into_iter().filter(|b| *b < 4096).take(BUCKETS_PER_WANT).collect();
+        self.serving.retain(|s| s.to != peer);
+        if level == 2 && self.serving.len() < SERVING_MAX {
+            self.serving.push(Serving { to: peer, round, level, buckets, after: None });
+        }
+    }
+
+    /// Sends one page to everybody who is being served.
+    pub(super) fn pump_state(&mut self) {
+        let mut serving = core::mem::take(&mut self.serving);
+        for s in &mut serving {
+            let Some(link) = self.members.peers.get(&s.to).and_then(|p| p.link) else {
+                s.buckets.clear();
+                continue;
+            };
+            let Some(bucket) = s.buckets.first().copied() else { continue };
+            let records = self.tree.records(s.level, bucket, s.after, STATE_RECORDS_PER_MESSAGE_MAX);
+            let last = records.len() < STATE_RECORDS_PER_MESSAGE_MAX;
+            s.after = records.last().map(|r| r.inode).filter(|_| !last);
+            if last {
+                s.buckets.remove(0);
+            }
+            let (round, level, context) = (s.round, s.level, self.history.frontier());
+            let message = Message::State { round, level, bucket, records, last, context };
+            self.send(Send::Message { link, message });
+        }
+        serving.retain(|s| !s.buckets.is_empty());
+        self.out.again |= !serving.is_empty();
+        self.serving = serving;
+        // A page was lost: ask once more, from a member that is there.
+        if let Some(r) = &self.round
+            && r.stalls_at() <= self.now
+        {
+            let link = self.members.peers.get(&r.from).and_then(|p| p.link);
+            let from = r.from;
+            self.round = None;
+            if let Some(link) = link {
+                self.begin_round(from, link);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn on_state(
+        &mut self,
+        peer: ReplicaId,
+        link: LinkId,
+        round: u64,
+        _level: u8,
+        bucket: u32,
+        records: Vec<StateRecord>,
+        last: bool,
+        context: Frontier,
+    ) {
+        let Some(r) = self.round.as_mut().filter(|r| r.number == round && r.from == peer) else { return };
+        if r.todo.last() != Some(&bucket) {
+            return;
+        }
+        r.progress = self.now;
+        let (open, seen) = r.open.get_or_insert((bucket, Vec::new()));
+        if *open != bucket {
+            *open = bucket;
+            seen.clear();
+        }
+        seen.extend(records.iter().map(|x| x.inode));
+        let whole = last.then(|| r.open.take()).flatten();
+        if last {
+            r.todo.pop();
+        }
+        let boundary = r.todo.len().is_multiple_of(BUCKETS_PER_WANT) || r.todo.is_empty();
+        for record in &records {
+            for stamp in stamps(record) {
+                self.clock.observe(stamp.time);
+            }
+            self.tree.merge(record);
+            let version = record.content.0;
+            if record.content.1 > 0
+                && self.tree.wants(record.inode, version)
+                && !self.content.has(record.inode, version)
+            {
+                self.state_missing.insert((record.inode, version));
+            }
+            self.settle(record.inode);
+        }
+        if let Some((_, seen)) = whole {
+            self.drop_absent(bucket, seen, &context);
+        }
+        if last && boundary {
+            self.go_on(link);
+        }
+    }
+
+    /// What we have in this bucket and the other does not, though it knew all about it, was purged there.
+    fn drop_absent(&mut self, bucket: u32, seen: Vec<InodeId>, context: &Frontier) {
+        let seen: BTreeSet<InodeId> = seen.into_iter().collect();
+        let mut after = None;
+        loop {
+            let page = self.tree.records(2, bucket, after, STATE_RECORDS_PER_MESSAGE_MAX);
+            let Some(end) = page.last().map(|r| r.inode) else { break };
+            after = Some(end);
+            for record in page {
+                let covered = |s: &Stamp| context.iter().any(|m| m.origin == s.replica && m.time >= s.time);
+                if record.inode != InodeId::ROOT
+                    && !seen.contains(&record.inode)
+                    && stamps(&record).iter().filter(|s| !s.is_zero()).all(covered)
+                {
+                    self.tree.absent(record.inode);
+                    self.settle(record.inode);
+                }
+            }
+        }
+    }
+
+    fn end_round(&mut self) {
+        let Some(r) = self.round.take() else { return };
+        let Some(context) = r.context else { return };
+        if !self.state_missing.is_empty() {
+            for m in self.history.content_frontier() {
+                self.content_cap.entry(m.origin).or_insert(m.seq);
+            }
+            for m in &context {
+                self.content_cap.entry(m.origin).or_insert(0);
+            }
+        }
+        let own = self.lives.clone();
+        let others: Vec<Mark> =
+            context.into_iter().filter(|m| !own.contains(&m.origin) || m.origin != self.life()).collect();
+        self.history.adopt(&others, &mut self.handles);
+        // Nothing of this is in the log: the checkpoint makes it durable, and only then is it acknowledged.
+        self.journal.checkpoint.forced = true;
+    }
+}
+
+/// Every stamp in a record.
+fn stamps(r: &StateRecord) -> Vec<Stamp> {
+    let mut v = Vec::new();
+    v.extend(r.make.as_ref().map(|m| m.0));
+    v.extend([r.mode.0, r.owner.0, r.times.0, r.content.0]);
+    v.extend(r.versions.iter().map(|x| x.stamp));
+    v.extend(r.xattrs.iter().map(|x| x.stamp));
+    for e in &r.entries {
+        v.extend(e.places.iter().map(|p| p.stamp));
+        v.extend(e.removed.iter().map(|x| x.0));
+    }
+    v
+}

@@ -1,0 +1,128 @@
+//! Reading a node's state.
+
+use super::Node;
+use crate::event::{Ack, IoError};
+use crate::ids::ReplicaId;
+use crate::message::MemberInfo;
+use crate::mirror::syncs::needed;
+use crate::status::{PeerState, PeerStatus, Status};
+use crate::tree::Tree;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Read-only access to a node's state.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    node: &'a Node,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(node: &'a Node) -> View<'a> {
+        View { node }
+    }
+
+    /// The namespace.
+    pub fn tree(&self) -> &'a Tree {
+        &self.node.tree
+    }
+
+    /// What is known of a member, this node included.
+    pub fn member(&self, replica: ReplicaId) -> Option<&'a MemberInfo> {
+        let n = self.node;
+        if n.config.replica == replica { Some(&n.members.me) } else { n.members.peers.get(&replica).map(|p| &p.info) }
+    }
+
+    /// The other members that have not left, this node not included.
+    pub fn members(&self) -> impl Iterator<Item = &'a MemberInfo> + use<'a> {
+        self.node.members.peers.values().map(|p| &p.info).filter(|i| !i.left)
+    }
+
+    /// Payload handles that the core holds.
+    pub fn payloads_held(&self) -> usize {
+        self.node.handles.len()
+    }
+
+    /// Nothing is under way: no pending change, no unsent operation, no unacknowledged one.
+    pub fn quiet(&self) -> bool {
+        let n = self.node;
+        let last = n.last_own();
+        n.tree.pending() == 0
+            && n.outgoing.values().all(|o| o.acked >= last)
+            && n.history.all_missing().next().is_none()
+            && n.history.durable_frontier() == n.history.frontier()
+            && n.round.is_none()
+            && n.syncs.len() == 0
+            && n.content.needed().is_empty()
+    }
+
+    /// For people.
+    pub fn status(&self) -> Status {
+        let n = self.node;
+        let life = n.life();
+        let last = n.last_own();
+        let mut peers: Vec<PeerStatus> = Vec::new();
+        for (r, p) in &n.members.peers {
+            let acked = n.held.get(r).and_then(|h| h.log.iter().find(|m| m.origin == life)).map_or(0, |m| m.seq);
+            peers.push(PeerStatus {
+                replica: *r,
+                incarnation: p.info.incarnation,
+                name: p.info.name.clone(),
+                urls: p.info.urls.clone(),
+                state: p.state,
+                why: p.why.clone(),
+                lag_ops: last.saturating_sub(acked),
+                lag_bytes: n.history.bytes_after(life, acked),
+                clock_skew_ns: p.skew_ns,
+                left: p.info.left,
+            });
+        }
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        let reasons = self.reasons(&peers);
+        Status {
+            replica: n.config.replica,
+            incarnation: n.config.incarnation,
+            name: n.config.name.clone(),
+            urls: n.members.me.urls.clone(),
+            known: n.history.frontier(),
+            durable: n.history.durable_frontier(),
+            inodes: n.tree.len() as u64,
+            pending: n.tree.pending() as u64,
+            pending_bytes: n.content.bytes_needed(),
+            conflicts: n.tree.conflicts().len() as u64,
+            in_sync: reasons.is_empty() && self.quiet(),
+            reasons,
+            peers,
+        }
+    }
+
+    fn reasons(&self, peers: &[PeerStatus]) -> Vec<String> {
+        let n = self.node;
+        let mut v = Vec::new();
+        for p in peers.iter().filter(|p| !p.left && p.state != PeerState::Up) {
+            v.push(format!("{} is {}: {}", p.name, format!("{:?}", p.state).to_lowercase(), p.why));
+        }
+        let copies = n.copies();
+        let up = 1 + copies.iter().filter(|c| c.up).count();
+        if up < needed(n.config.ack, &copies) {
+            v.push(format!("fsync cannot be acknowledged: {up} of {} members are up", copies.len() + 1));
+        } else if n.config.ack == Ack::Auto && copies.len() == 1 && up == 1 {
+            v.push("degraded: one copy".to_string());
+        }
+        if n.journal.broken {
+            v.push("the log cannot be made durable: fsync fails".to_string());
+        }
+        if n.journal.checkpoint.failing {
+            v.push("the checkpoint cannot be written".to_string());
+        }
+        match n.last_failure {
+            Some(IoError::NoSpace) => v.push("the disk is full: changes of other nodes wait".to_string()),
+            Some(why) => v.push(format!("changes of other nodes cannot be applied: {why:?}")),
+            None => {}
+        }
+        if n.members.expelled {
+            v.push("this node was removed from the cluster: restart it to join again".to_string());
+        }
+        v
+    }
+}

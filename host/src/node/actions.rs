@@ -1,0 +1,97 @@
+//! Where each action of the core goes.
+
+use super::checkpoints::{Checkpoints, Job};
+use super::io_error;
+use crate::engine::{Actions, Engine};
+use crate::log::LogLane;
+use crate::store::Store;
+use crate::transport::{Fetch, Transport};
+use ice_core::action::{Io, LogRecord, Notice, Send as NetSend};
+use ice_core::event::IoResult;
+use rustix::fd::OwnedFd;
+use std::io;
+use std::sync::{Arc, Weak};
+
+/// Changes of `backing` and of the staging area. Called with the node's lock held: only enqueues.
+pub trait FileActions: Send + Sync + 'static {
+    /// `Apply`, `Stage`, `Unstage` or `Rescan`.
+    fn submit(&self, io: Io);
+}
+
+/// The lanes of a running node.
+pub struct Lanes {
+    engine: Weak<Engine>,
+    log: Arc<LogLane>,
+    checkpoints: Checkpoints,
+    files: Arc<dyn FileActions>,
+    net: Arc<dyn Transport>,
+}
+
+impl Lanes {
+    /// Connects the lanes to their engine. `backing` is synced before a checkpoint is committed.
+    pub fn new(
+        engine: &Arc<Engine>,
+        log: Arc<LogLane>,
+        store: Store,
+        backing: OwnedFd,
+        files: Arc<dyn FileActions>,
+        net: Arc<dyn Transport>,
+    ) -> io::Result<Lanes> {
+        let checkpoints = Checkpoints::start(Arc::downgrade(engine), Arc::clone(&log), store, backing)?;
+        Ok(Lanes { engine: Arc::downgrade(engine), log, checkpoints, files, net })
+    }
+
+    /// Waits for the checkpoint that is being written, and closes the store.
+    pub fn close(&self) {
+        self.checkpoints.close();
+    }
+}
+
+impl Actions for Lanes {
+    fn send(&self, send: NetSend) {
+        self.net.send(send);
+    }
+
+    fn io(&self, io: Io) {
+        match io {
+            Io::Log { index, record } => {
+                let payload = match (&record, self.engine.upgrade()) {
+                    (LogRecord::Op { op, .. }, Some(engine)) => op.payload.and_then(|p| engine.payloads().get(p.id)),
+                    _ => None,
+                };
+                self.log.append(index, &record, payload);
+            }
+            Io::LogSync { token } => {
+                let engine = self.engine.clone();
+                self.log.sync(Box::new(move |outcome| {
+                    let result = match outcome {
+                        Ok(()) => IoResult::LogSynced,
+                        Err(e) => IoResult::Failed(io_error(&e)),
+                    };
+                    if let Some(engine) = engine.upgrade() {
+                        engine.complete(token, result);
+                    }
+                }));
+            }
+            Io::Store { token, puts, commit } => self.checkpoints.submit(Job { token, puts, commit }),
+            Io::Fetch { token, from, inode, version, size, digest } => {
+                self.net.fetch(Fetch { token, from, inode, version, size, digest });
+            }
+            Io::Apply { .. } | Io::Stage { .. } | Io::Unstage { .. } | Io::Rescan { .. } => self.files.submit(io),
+        }
+    }
+
+    fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::PeerJoin(m) => tracing::info!("member {} joined: {}", m.name, m.urls.join(", ")),
+            Notice::PeerLeave(m) => tracing::info!("member {} left", m.name),
+            Notice::PeerDown { member, why } => tracing::warn!("member {} is down: {why}", member.name),
+            Notice::PeerRecover(m) => tracing::info!("member {} is back", m.name),
+            Notice::Conflict { inode, lost, copy } => {
+                tracing::warn!("conflict: version {lost} of {inode} was kept as {copy}");
+            }
+            Notice::Trouble(words) => tracing::warn!("{words}"),
+            other => tracing::info!("{other:?}"),
+        }
+    }
+}

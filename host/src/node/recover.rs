@@ -1,0 +1,158 @@
+//! From `data` on disk to the arguments of `Node::recover`.
+
+use crate::config::Config;
+use crate::identity::{DataDir, IdentityError, LastStop};
+use crate::payload::PayloadPool;
+use crate::store::{Store, StoreError};
+use ice_core::action::LogRecord;
+use ice_core::config::{Config as CoreConfig, Ending, Recovered};
+use ice_core::ids::InodeId;
+use ice_core::op::OpBody;
+use ice_core::time::Span;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// See there.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// See there.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log cannot be read or changed.
+    #[error("{path}: {source}")]
+    Log {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What was found.
+pub struct Found {
+    /// The locked data directory.
+    pub data: DataDir,
+    /// The checkpoint's store.
+    pub store: Store,
+    /// For the core; `staged` is filled in by the volume.
+    pub disk: Recovered,
+    /// After the end of the whole machine: inodes that may be missing or torn on disk without anybody's will.
+    pub suspects: BTreeSet<InodeId>,
+    /// Damage, in words.
+    pub damage: Vec<String>,
+}
+
+/// Where the log's segments are.
+pub fn log_dir(data: &Path) -> PathBuf {
+    data.join("log")
+}
+
+/// Reads everything. Payloads of log records go into the pool.
+pub fn recover(config: &Config, payloads: &PayloadPool) -> Result<Found, RecoverError> {
+    let mut data = DataDir::open(&config.data)?;
+    data.claim_backing(&config.backing)?;
+    let mut damage = Vec::new();
+    let path = config.data.join("tree.redb");
+    let mut whole = true;
+    let mut disk = Recovered::default();
+    let store = match read_store(&path, &mut disk) {
+        Ok(store) => store,
+        Err(e) if e.is_damage() => {
+            // The tree is rebuilt from what stands in `backing` and from the peers; the log's tail alone means nothing.
+            let aside = crate::store::set_aside(&path).map_err(|source| RecoverError::Log { path: path.clone(), source })?;
+            damage.push(format!("{e}; set aside as {}", aside.display()));
+            disk.pages.clear();
+            whole = false;
+            set_log_aside(&config.data)?;
+            Store::open(&path)?
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let dir = log_dir(&config.data);
+    let mut log: Vec<(u64, LogRecord)> = Vec::new();
+    let report = crate::log::recover(&dir, store.log_cut(), &mut |entry| {
+        let mut record = entry.record;
+        if let LogRecord::Op { op, .. } = &mut record
+            && let Some(p) = &mut op.payload
+        {
+            match entry.payload {
+                Some(bytes) => p.id = payloads.insert_unbounded(bytes),
+                None => op.payload = None,
+            }
+        }
+        log.push((entry.index, record));
+    })
+    .map_err(|source| RecoverError::Log { path: dir.clone(), source })?;
+    if let Some(words) = report.torn {
+        tracing::info!("log: {words}");
+    }
+    if let Some(words) = report.damage {
+        damage.push(words);
+        whole = false;
+    }
+    disk.ending = match data.last_stop() {
+        LastStop::First | LastStop::Clean if whole => Ending::Clean,
+        LastStop::ProcessCrash if whole => Ending::ProcessCrash,
+        _ => Ending::MachineCrash,
+    };
+    let suspects = if disk.ending == Ending::MachineCrash { suspects(&log) } else { BTreeSet::new() };
+    disk.log = log;
+    Ok(Found { data, store, disk, suspects, damage })
+}
+
+fn read_store(path: &Path, disk: &mut Recovered) -> Result<Store, StoreError> {
+    let store = Store::open(path)?;
+    store.load(&mut |key, value| disk.pages.push((key.into(), value.into())))?;
+    Ok(store)
+}
+
+fn set_log_aside(data: &Path) -> Result<(), RecoverError> {
+    let dir = log_dir(data);
+    if !dir.exists() {
+        return Ok(());
+    }
+    let aside = (1..1000).map(|n| data.join(format!("log.damaged-{n}"))).find(|p| !p.exists());
+    let aside = aside.unwrap_or_else(|| data.join("log.damaged-1000"));
+    std::fs::rename(&dir, &aside).map_err(|source| RecoverError::Log { path: dir, source })
+}
+
+/// What changed since the last checkpoint (which had synced `backing`).
+fn suspects(log: &[(u64, LogRecord)]) -> BTreeSet<InodeId> {
+    let mut found = BTreeSet::new();
+    for (_, record) in log {
+        match record {
+            LogRecord::Op { op, .. } => match &op.body {
+                OpBody::Place { inode, .. } | OpBody::SetAttr { inode, .. } | OpBody::SetContent { inode, .. } => {
+                    found.insert(*inode);
+                }
+                OpBody::Remove { .. } => {}
+            },
+            LogRecord::Holds { inode, .. } => {
+                found.insert(*inode);
+            }
+            LogRecord::Stands { .. } | LogRecord::Member(_) | LogRecord::Kept { .. } | LogRecord::Life(_) => {}
+        }
+    }
+    found
+}
+
+/// The protocol's settings.
+pub fn core_config(config: &Config, data: &DataDir, urls: Vec<String>) -> CoreConfig {
+    let nanos = |d: std::time::Duration| d.as_nanos().min(u128::from(u64::MAX)) as u64;
+    let mut c = CoreConfig::new(data.replica(), &config.node_id);
+    c.incarnation = data.incarnation();
+    c.urls = urls;
+    c.join = config.join.clone();
+    c.ack = config.ack;
+    // `keepalive` is the longest time between two tries to reach a member; signs of life on a standing connection are
+    // cheap and far more frequent, because they also carry acknowledgements.
+    c.heartbeat = Span(nanos(config.keepalive).min(500_000_000).max(50_000_000));
+    c.redial = Span(nanos(config.keepalive).min(5_000_000_000).max(200_000_000));
+    c.dial_failures = config.keepalive_failures;
+    c
+}
+

@@ -1,0 +1,93 @@
+//! Who may do what: the bearer token, and writes that a browser sends on behalf of a foreign page.
+
+use super::error::Failure;
+use super::{Shared, is_safe};
+use crate::peer::same_secret;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+/// Runs before every route.
+pub(super) async fn guard(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let secured = path.starts_with("/v1/") && path != "/v1/ready";
+    if secured && !authorized(app.config.token.as_deref(), request.headers()) {
+        return Failure::unauthorized().into_response();
+    }
+    if !is_safe(request.method()) && cross_site(request.headers()) {
+        return Failure::new(
+            StatusCode::FORBIDDEN,
+            "cross_site",
+            "a page of another site may not change anything here",
+        )
+        .into_response();
+    }
+    let mut response = next.run(request).await;
+    response.headers_mut().entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// `Authorization: Bearer <token>`, exactly one.
+fn authorized(token: Option<&str>, headers: &HeaderMap) -> bool {
+    let Some(token) = token else { return true };
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    match (given.next().and_then(|v| v.as_bytes().strip_prefix(b"Bearer ")), given.next()) {
+        (Some(given), None) => same_secret(given, token.as_bytes()),
+        _ => false,
+    }
+}
+
+/// Browsers say where a request comes from; other clients do not, and are let through.
+fn cross_site(headers: &HeaderMap) -> bool {
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site != "same-origin" && site != "none";
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
+    let from = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, host)| host);
+    from.is_none() || from != host
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn tokens_are_exact() {
+        let ok = |list: &[_]| authorized(Some("secret"), &headers(list));
+        assert!(ok(&[("authorization", "Bearer secret")]));
+        for bad in
+            ["Bearer secre", "Bearer secret ", "bearer secret", "Bearer", "secret", "Basic secret", "Bearer  secret"]
+        {
+            assert!(!ok(&[("authorization", bad)]), "{bad}");
+        }
+        assert!(!ok(&[]) && !ok(&[("authorization", "Bearer secret"), ("authorization", "Bearer secret")]));
+        assert!(authorized(None, &headers(&[])));
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_recognised() {
+        for (list, foreign) in [
+            (&[][..], false),
+            (&[("sec-fetch-site", "same-origin")][..], false),
+            (&[("sec-fetch-site", "none")][..], false),
+            (&[("sec-fetch-site", "same-site")][..], true),
+            (&[("sec-fetch-site", "cross-site")][..], true),
+            (&[("host", "a:9000"), ("origin", "http://a:9000")][..], false),
+            (&[("host", "a:9000"), ("origin", "http://evil")][..], true),
+            (&[("host", "a:9000"), ("origin", "null")][..], true),
+            (&[("origin", "http://evil")][..], true),
+        ] {
+            assert_eq!(cross_site(&headers(list)), foreign, "{list:?}");
+        }
+    }
+}

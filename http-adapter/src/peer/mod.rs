@@ -1,0 +1,43 @@
+//! Peers: one upgraded connection per pair carries framed messages; content moves beside it over plain HTTP.
+
+mod client;
+mod fetch;
+mod link;
+mod net;
+mod serve;
+
+pub use net::{Net, NetConfig};
+pub(crate) use serve::routes;
+
+use std::io;
+
+/// Where peers upgrade.
+pub(crate) const PEER_PATH: &str = "/v1/peer";
+/// Where peers get content.
+pub(crate) const CONTENT_PATH: &str = "/v1/peer/content";
+/// The only protocol spoken after an upgrade. The number changes with the framing; messages carry their own version.
+pub(crate) const PROTOCOL: &str = "icecluster/1";
+/// 32 random bytes in hex, from the dialler.
+pub(crate) const NONCE_HEADER: &str = "icecluster-nonce";
+/// The answerer's proof that it knows the token too.
+pub(crate) const PROOF_HEADER: &str = "icecluster-proof";
+
+/// What only somebody who knows `token` can answer to `nonce`: BLAKE3 in keyed mode, under a key derived from the token.
+/// Without it a dialler would take orders from whoever answers at the address of a peer.
+pub(crate) fn proof(token: &str, nonce: &str) -> String {
+    let key = blake3::derive_key("icecluster peer proof 1", token.as_bytes());
+    blake3::keyed_hash(&key, nonce.as_bytes()).to_hex().to_string()
+}
+
+/// Compares secrets in a time that does not tell where they differ.
+pub(crate) fn same_secret(a: &[u8], b: &[u8]) -> bool {
+    // Hashes have one length, and blake3 compares them in constant time.
+    blake3::hash(a) == blake3::hash(b)
+}
+
+/// A fresh nonce.
+pub(crate) fn nonce() -> io::Result<String> {
+    let mut bytes = [0; 32];
+    crate::tls::random(&mut bytes)?;
+    Ok(blake3::Hash::from_bytes(bytes).to_hex().to_string())
+}
