@@ -1,8 +1,7 @@
 //! Calls that make new objects.
 
 use super::meta::{self, Raw};
-use super::opens::How;
-use super::resolve::{component, is_hidden, refused};
+use super::resolve::{component, is_hidden};
 use super::{Ns, Shared};
 use crate::vfs::{Caller, Opened, Result, Stat};
 use ice_core::event::Change;
@@ -81,7 +80,8 @@ impl Shared {
 
     /// The mode to create with: nothing for others until the owner is right.
     fn first_mode(&self, caller: Caller, mode: u32) -> Mode {
-        let ours = caller.uid == rustix::process::geteuid().as_raw() && caller.gid == rustix::process::getegid().as_raw();
+        let ours =
+            caller.uid == rustix::process::geteuid().as_raw() && caller.gid == rustix::process::getegid().as_raw();
         Mode::from_raw_mode(if ours { mode & meta::MODE_BITS } else { mode & 0o700 })
     }
 
@@ -108,9 +108,7 @@ impl Shared {
         if target.as_bytes().is_empty() {
             return Err(Errno::NOENT);
         }
-        self.new_object(caller, parent, name, None, |dir, name| {
-            rustix::fs::symlinkat(target.as_bytes(), dir, name)
-        })
+        self.new_object(caller, parent, name, None, |dir, name| rustix::fs::symlinkat(target.as_bytes(), dir, name))
     }
 
     pub(crate) fn do_create(
@@ -206,10 +204,8 @@ impl Shared {
             .read_xattrs(fd.as_fd())?
             .into_iter()
             .map(|(name, value)| {
-                let attr = Attr::Xattr {
-                    name: name.into_boxed_slice(),
-                    value: Some(serde_bytes::ByteBuf::from(value)),
-                };
+                let attr =
+                    Attr::Xattr { name: name.into_boxed_slice(), value: Some(serde_bytes::ByteBuf::from(value)) };
                 Change::Attr { inode, attr, witness }
             })
             .collect();

@@ -53,7 +53,8 @@ impl Shared {
             FileType::Symlink => return Err(Errno::LOOP),
             _ => return Err(Errno::INVAL),
         }
-        let inode = object.known.as_ref().map(|(i, _)| *i).or_else(|| object.open.as_ref().and_then(|o| o.state().inode));
+        let inode =
+            object.known.as_ref().map(|(i, _)| *i).or_else(|| object.open.as_ref().and_then(|o| o.state().inode));
         if object.known.is_none() && inode.is_some_and(|i| self.stands(i)) {
             // Another file stands under the name by now. `ESTALE` makes the kernel look the name up again.
             return Err(Errno::STALE);

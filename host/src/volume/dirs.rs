@@ -105,11 +105,6 @@ impl Dirs {
         self.cache().held.remove(&dir);
     }
 
-    /// Everything may have changed.
-    pub(crate) fn forget_all(&self) {
-        self.cache().held.clear();
-    }
-
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,7 @@
 use super::port::Port;
 use ice_core::action::Spot;
 use ice_core::ids::{InodeId, Name};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,10 @@ enum Later {
 /// What to look at.
 #[derive(Default)]
 pub(crate) struct Work {
-    /// Single names.
-    pub(crate) names: HashSet<(InodeId, Name)>,
+    /// Single names. `true`: if a directory stands there, list it as well.
+    pub(crate) names: HashMap<(InodeId, Name), bool>,
+    /// Directories, with all that is below.
+    pub(crate) dirs: HashSet<InodeId>,
     /// Inodes, wherever they stand; the core waits for an answer about each.
     pub(crate) inodes: HashSet<InodeId>,
     /// Everything.
@@ -47,7 +49,7 @@ pub(crate) struct Work {
 
 impl Work {
     fn len(&self) -> usize {
-        self.names.len() + self.inodes.len()
+        self.names.len() + self.inodes.len() + self.dirs.len()
     }
     #[cfg(test)]
     fn is_empty(&self) -> bool {
@@ -65,6 +67,7 @@ impl Hints {
         put(&mut inner.work);
         if inner.work.len() > HINTS_MAX {
             inner.work.names.clear();
+            inner.work.dirs.clear();
             inner.work.all = true;
         }
         if inner.since.is_none() {
@@ -92,13 +95,22 @@ impl Hints {
     /// Look at a name.
     pub(crate) fn name(&self, dir: InodeId, name: Name) {
         self.add(|w| {
-            w.names.insert((dir, name));
+            w.names.entry((dir, name)).or_default();
         });
     }
 
     /// Look at many names.
     pub(crate) fn names(&self, names: impl Iterator<Item = (InodeId, Name)>) {
-        self.add(|w| w.names.extend(names));
+        self.add(|w| {
+            names.for_each(|n| {
+                w.names.entry(n).or_default();
+            })
+        });
+    }
+
+    /// Look at many names; `true`: list a directory that stands there.
+    pub(crate) fn listed_names(&self, names: HashMap<(InodeId, Name), bool>) {
+        self.add(|w| names.into_iter().for_each(|(n, list)| *w.names.entry(n).or_default() |= list));
     }
 
     /// Look at a place.
@@ -106,6 +118,13 @@ impl Hints {
         if let Spot::At { parent, name } = spot {
             self.name(*parent, name.clone());
         }
+    }
+
+    /// Look at all that is below a directory.
+    pub(crate) fn dir(&self, dir: InodeId) {
+        self.add(|w| {
+            w.dirs.insert(dir);
+        });
     }
 
     /// Look at an inode, and answer.
@@ -176,7 +195,7 @@ impl Hints {
             for (_, what) in later.drain(..due) {
                 match what {
                     Later::Name(dir, name) => {
-                        work.names.insert((dir, name));
+                        work.names.entry((dir, name)).or_default();
                     }
                     Later::Inode(inode) => {
                         work.inodes.insert(inode);
@@ -195,8 +214,10 @@ impl Hints {
             }
             let put_off = inner.later.first().map(|(at, _)| *at);
             let wake = [ready, put_off].into_iter().flatten().fold(until, Instant::min);
-            let (guard, _) =
-                self.more.wait_timeout(inner, wake.saturating_duration_since(now)).unwrap_or_else(PoisonError::into_inner);
+            let (guard, _) = self
+                .more
+                .wait_timeout(inner, wake.saturating_duration_since(now))
+                .unwrap_or_else(PoisonError::into_inner);
             inner = guard;
         }
     }

@@ -1,6 +1,6 @@
 //! Between `stat` and the core's vocabulary.
 
-use crate::vfs::{Stat, SetTime};
+use crate::vfs::{SetTime, Stat};
 use ice_core::event::{IoError, Witness};
 use ice_core::op::{Attrs, Kind};
 use ice_core::time::UnixTime;
@@ -144,7 +144,13 @@ pub(crate) fn io_error(e: Errno) -> IoError {
         Errno::IO | Errno::ROFS => IoError::Broken,
         Errno::ACCESS | Errno::PERM => IoError::Denied,
         // What should be there is not, or something stands where nothing should.
-        Errno::NOENT | Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::STALE
+        Errno::NOENT
+        | Errno::EXIST
+        | Errno::NOTEMPTY
+        | Errno::NOTDIR
+        | Errno::ISDIR
+        | Errno::LOOP
+        | Errno::STALE
         | Errno::XDEV => IoError::Changed,
         e => IoError::Os(e.raw_os_error()),
     }
@@ -218,7 +224,9 @@ pub(crate) fn dress(fd: BorrowedFd<'_>, now: &Raw, attrs: &Attrs, privileged: bo
 pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Errno> {
     match rustix::fs::utimensat(fd, c"", times, AtFlags::EMPTY_PATH) {
         // Before Linux 5.8 the flag is not known.
-        Err(Errno::INVAL | Errno::NOENT) => rustix::fs::utimensat(rustix::fs::CWD, fd_path(fd), times, AtFlags::empty()),
+        Err(Errno::INVAL | Errno::NOENT) => {
+            rustix::fs::utimensat(rustix::fs::CWD, fd_path(fd), times, AtFlags::empty())
+        }
         r => r,
     }
 }

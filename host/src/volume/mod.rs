@@ -19,6 +19,7 @@
 //! move in steps of some milliseconds: a direct edit of equal length within the step of another change of the same file is
 //! not seen before the next one. A direct change of a directory's times is not replicated.
 
+mod adopt;
 mod apply;
 mod calls;
 mod create;

@@ -61,6 +61,8 @@ pub(crate) struct State {
     pub(crate) dirty: Option<Dirty>,
     /// All bytes have to be looked at.
     pub(crate) whole: bool,
+    /// The scan found it different: no write of ours did that.
+    pub(crate) verify: bool,
     /// Bytes to be looked at.
     pub(crate) extents: Extents,
     /// Block hashes as of the last telling.
@@ -113,6 +115,7 @@ impl State {
     /// Notes that bytes change. `true`: they had not before, so the file belongs on the list of dirty ones.
     pub(crate) fn mark(&mut self, bytes: Range<u64>, now: Instant) -> bool {
         self.extents.add(bytes);
+        self.verify = false;
         self.mark_time(now)
     }
     /// Notes that any byte may have changed.
@@ -393,6 +396,11 @@ impl Inner {
         if unused && clean {
             remove_same(&mut self.opens, open);
             self.retire(open.ino);
+            // An alias that stood in for this number may be of no more use.
+            let inode = open.state().inode;
+            if let Some(alias) = inode.and_then(|i| self.current.get(&i)).copied() {
+                self.retire(alias);
+            }
         }
     }
 

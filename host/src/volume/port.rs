@@ -1,5 +1,6 @@
 //! What the volume asks of the core, as a trait: production connects the engine, tests a small model of the core.
 
+use crate::engine::Engine;
 use crate::payload::PayloadPool;
 use ice_core::action::{Refused, Spot};
 use ice_core::event::{Ack, Change, IoResult};
@@ -80,5 +81,26 @@ impl Names for Tree {
     }
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)> {
         Tree::xattrs(self, inode)
+    }
+}
+
+impl Port for Engine {
+    fn change(&self, changes: Vec<Change>) -> Result<Vec<Result<InodeId, Refused>>, Refused> {
+        Engine::change(self, changes)
+    }
+    fn sync(&self, ack: Ack, timeout: Duration) -> Result<u32, Refused> {
+        Engine::sync(self, ack, timeout)
+    }
+    fn released(&self, inode: InodeId) {
+        Engine::released(self, inode);
+    }
+    fn complete(&self, token: IoToken, result: IoResult) {
+        Engine::complete(self, token, result);
+    }
+    fn names(&self, read: &mut dyn FnMut(&dyn Names)) {
+        self.tree(|tree| read(tree));
+    }
+    fn payloads(&self) -> &PayloadPool {
+        Engine::payloads(self)
     }
 }

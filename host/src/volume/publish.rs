@@ -81,9 +81,8 @@ impl Shared {
                 self.opens.settle(open);
             }
             Ok(Told::Later) => {
-                let mut state = open.state();
-                if let Some(d) = state.dirty.as_mut() {
-                    d.last = Instant::now();
+                if let Some(d) = open.state().dirty.as_mut() {
+                    d.not_before = Some(Instant::now() + IDLE_OPEN);
                 }
             }
             Err(e) => {
@@ -279,7 +278,11 @@ impl Shared {
             let extents = std::mem::take(&mut open.state().extents);
             if let Err(e) = blocks.update(file, size, extents.ranges()) {
                 open.state().mark_whole(Instant::now());
-                return if e.kind() == std::io::ErrorKind::UnexpectedEof { Ok(Told::Later) } else { Err(meta::errno(&e)) };
+                return if e.kind() == std::io::ErrorKind::UnexpectedEof {
+                    Ok(Told::Later)
+                } else {
+                    Err(meta::errno(&e))
+                };
             }
             (blocks.root(), None, Some(blocks))
         };
@@ -295,6 +298,7 @@ impl Shared {
             let mut state = open.state();
             state.dirty = None;
             state.whole = false;
+            state.verify = false;
             state.extents = Extents::default();
             // Kept while the file is open: 32 bytes for each 256 KiB.
             state.blocks = blocks.filter(|_| !state.files.is_empty());
@@ -313,12 +317,15 @@ impl Shared {
         bytes: Option<Vec<u8>>,
     ) -> Result<Told> {
         let port = self.port()?;
-        let Some(info) = port.look(|names| names.info(inode)).filter(|i| i.nlink > 0) else { return Ok(Told::Nameless) };
+        let Some(info) = port.look(|names| names.info(inode)).filter(|i| i.nlink > 0) else {
+            return Ok(Told::Nameless);
+        };
         if info.witness.disk != 0 && info.witness.disk != open.disk {
             return Ok(Told::Nameless);
         }
         let (size, witness, mtime) = (meta::size(st), meta::witness(st), meta::unix_mtime(st));
-        let same = info.held_content == Some((size, digest)) || info.held == info.version && info.digest == digest && info.size == size;
+        let same = info.held_content == Some((size, digest))
+            || info.held == info.version && info.digest == digest && info.size == size;
         if same {
             // Nothing to send; perhaps a time.
             if info.witness != witness {
@@ -330,9 +337,10 @@ impl Shared {
                 };
                 self.tell_one(ns, change)?;
             }
+            self.not_suspect(inode);
             return Ok(Told::Yes);
         }
-        if self.is_suspect(inode) {
+        if open.state().verify && self.is_suspect(inode) {
             return self.tell_torn(ns, inode, st);
         }
         let payload = match bytes.filter(|b| !b.is_empty()) {
@@ -344,8 +352,7 @@ impl Shared {
             None => None,
         };
         let change = Change::Content { inode, size, digest, mtime, witness, payload };
-        // Whether a refused request had reached the core cannot be told from here for all refusals; one that never got in
-        // is the only case in which the handle is still ours, and then the pool's owner is the engine, which drops it.
+        // From here on the handle is the core's, whatever it answers.
         let mut results = port.change(vec![change]).map_err(refused)?;
         match results.pop() {
             Some(Ok(_)) => Ok(Told::Yes),
@@ -367,14 +374,26 @@ impl Shared {
 
     /// Bytes to be read for the next telling.
     fn work(&self, open: &Open) -> u64 {
-        let file = open.state().files.first().cloned();
-        let size = file.and_then(|f| rustix::fs::fstat(&*f).ok()).map_or(0, |st| meta::size(&st));
+        let (file, inode) = {
+            let state = open.state();
+            (state.files.first().cloned(), state.inode)
+        };
+        let st = match file {
+            Some(file) => rustix::fs::fstat(&*file).ok(),
+            None => inode.and_then(|i| self.object_at(&self.place_of(i).ok()?).ok()).map(|(_, st)| st),
+        };
+        let size = st.map_or(0, |st| meta::size(&st));
         let state = open.state();
         match (&state.dirty, &state.blocks) {
             (None, _) => 0,
             (_, Some(_)) if !state.whole && !state.mapped => state.extents.bytes().min(size),
             _ => size,
         }
+    }
+
+    /// Publishes by a worker, without waiting for a pause.
+    pub(crate) fn publish_soon(&self, open: &Arc<Open>) {
+        self.queue(open);
     }
 
     fn queue(&self, open: &Arc<Open>) {
@@ -409,8 +428,7 @@ impl Shared {
         } else {
             Told::Yes
         };
-        let synced =
-            if data_only { rustix::fs::fdatasync(&*handle.file) } else { rustix::fs::fsync(&*handle.file) };
+        let synced = if data_only { rustix::fs::fdatasync(&*handle.file) } else { rustix::fs::fsync(&*handle.file) };
         if synced.is_err() {
             // The kernel reports a lost write once and then forgets it: nobody may believe a later success.
             handle.node.state().sync_failed = true;

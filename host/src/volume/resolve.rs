@@ -213,7 +213,11 @@ impl Shared {
     }
 
     /// Tells the core. Changes that it does not understand are left to the scan.
-    pub(crate) fn tell(&self, _ns: &Ns<'_>, changes: Vec<Change>) -> Result<Vec<std::result::Result<InodeId, Refused>>> {
+    pub(crate) fn tell(
+        &self,
+        _ns: &Ns<'_>,
+        changes: Vec<Change>,
+    ) -> Result<Vec<std::result::Result<InodeId, Refused>>> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }

@@ -19,6 +19,8 @@ pub(crate) enum Expect {
     Is(InodeId),
     /// Anything but this inode.
     Not(InodeId),
+    /// Whatever: the core chooses the inode itself.
+    Taken,
 }
 
 #[derive(Default)]
@@ -38,6 +40,7 @@ impl Shared {
             let lags = |dir: InodeId, name: &Name, e: Expect| match e {
                 Expect::Is(i) => names.child(dir, name) != Some(i),
                 Expect::Not(i) => names.child(dir, name) == Some(i),
+                Expect::Taken => names.child(dir, name).is_none(),
             };
             for (spot, e) in places {
                 if let Spot::At { parent, name } = spot {
@@ -69,6 +72,7 @@ impl Shared {
             Some((_, at)) if at.elapsed() >= EXPECTED_FOR => false,
             Some((Expect::Is(i), _)) => child != Some(*i),
             Some((Expect::Not(i), _)) => child == Some(*i),
+            Some((Expect::Taken, _)) => child.is_none(),
         };
         if !lags {
             map.remove(&key);
