@@ -174,6 +174,10 @@ pub struct Setup {
     pub profile: String,
     /// Planted bug.
     pub bug: Option<ice_core::bug::Bug>,
+    /// Operations that nodes keep for others; drawn from the seed if not given.
+    pub retained: Option<usize>,
+    /// Time between checkpoints; drawn from the seed if not given.
+    pub checkpoint: Option<Span>,
     /// Exactly one user writes: a simple model must agree.
     pub single_writer: bool,
     /// Known to fail; why.
@@ -182,7 +186,7 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { nodes: 3, seed: 1, profile: "default".into(), bug: None, single_writer: false, open: None }
+        Setup { nodes: 3, seed: 1, profile: "default".into(), bug: None, retained: None, checkpoint: None, single_writer: false, open: None }
     }
 }
 
@@ -464,6 +468,15 @@ impl Plan {
                     self.setup.single_writer = value == "single";
                     return Ok(());
                 }
+                "retain" => {
+                    let n = value.parse().map_err(|_| format!("retain {value:?}: not a number"))?;
+                    self.setup.retained = Some(n);
+                    return Ok(());
+                }
+                "checkpoint" => {
+                    self.setup.checkpoint = Some(span(value)?);
+                    return Ok(());
+                }
                 "bug" => {
                     let bug = ice_core::bug::Bug::ALL.iter().find(|b| format!("{b:?}") == value);
                     self.setup.bug = Some(*bug.ok_or_else(|| format!("{value:?} is not a planted bug"))?);
@@ -603,6 +616,12 @@ impl fmt::Display for Plan {
         writeln!(f, "nodes {}\nseed {}\nprofile {}", s.nodes, s.seed, s.profile)?;
         if s.single_writer {
             writeln!(f, "writer single")?;
+        }
+        if let Some(n) = s.retained {
+            writeln!(f, "retain {n}")?;
+        }
+        if let Some(t) = s.checkpoint {
+            writeln!(f, "checkpoint {}s", Time(t.0))?;
         }
         if let Some(bug) = s.bug {
             writeln!(f, "bug {bug:?}")?;

@@ -554,14 +554,18 @@ impl Writer {
                 format::push_frame(&mut self.buf, current.salt, q.index, self.durable, &q.record, q.payload.as_deref());
                 count += 1;
             }
+            // The mark of the end, which the next write replaces.
+            let bytes = self.buf.len() as u64;
+            let mark = (current.capacity - current.at - bytes).min(format::FRAME_BYTES as u64);
+            self.buf.resize((bytes + mark) as usize, 0);
             self.fault(Fault::Write(self.buf.len()))?;
             current.file.write_all_at(&self.buf, current.at)?;
             if let Some(current) = &mut self.current {
-                current.at += self.buf.len() as u64;
+                current.at += bytes;
             }
             self.written += count;
             self.stats.records += count as u64;
-            self.stats.bytes += self.buf.len() as u64;
+            self.stats.bytes += bytes;
             self.unsynced_since.get_or_insert_with(Instant::now);
         }
         // One large record must not keep its memory for ever.
