@@ -80,7 +80,8 @@ fn reading_never_changes_anything<R: Runtime>(rt: R) {
         }
     }
     assert!(node.cluster.orders.lock().unwrap().is_empty());
-    for path in ["/v1/index", "/v1/list", "/v1/peers", "/v1/time", "/v1/version", "/v1/node", "/v1/stats", "/v1/status"] {
+    for path in ["/v1/index", "/v1/list", "/v1/peers", "/v1/time", "/v1/version", "/v1/node", "/v1/stats", "/v1/status"]
+    {
         assert_eq!(request(at, "POST", path, &[], &[]).status, 405, "{path}");
     }
     assert_eq!(request(at, "POST", "/v1/file?path=a", &[], b"x").json()["error"], "method_not_allowed");
@@ -119,9 +120,12 @@ fn the_token_protects<R: Runtime>(rt: R) {
         }
         assert_ne!(request(at, "GET", closed, &[("Authorization", "Bearer s3cret")], &[]).status, 401, "{closed}");
     }
-    for (method, path) in
-        [("POST", "/v1/peers/register?url=x:1"), ("POST", "/v1/stats/reset"), ("PUT", "/v1/file?path=a"), ("DELETE", "/v1/file?path=a")]
-    {
+    for (method, path) in [
+        ("POST", "/v1/peers/register?url=x:1"),
+        ("POST", "/v1/stats/reset"),
+        ("PUT", "/v1/file?path=a"),
+        ("DELETE", "/v1/file?path=a"),
+    ] {
         assert_eq!(request(at, method, path, &[], &[]).status, 401, "{method} {path}");
     }
     assert!(node.cluster.orders.lock().unwrap().is_empty());
@@ -236,7 +240,9 @@ fn conditions<R: Runtime>(rt: R) {
     let racers: Vec<_> = (0..8)
         .map(|i| {
             let tag = tag.clone();
-            std::thread::spawn(move || request(at, "PUT", path, &[("If-Match", &tag)], format!("by {i}").as_bytes()).status)
+            std::thread::spawn(move || {
+                request(at, "PUT", path, &[("If-Match", &tag)], format!("by {i}").as_bytes()).status
+            })
         })
         .collect();
     let mut all: Vec<u16> = racers.into_iter().map(|r| r.join().unwrap()).collect();
@@ -254,9 +260,13 @@ fn ranges<R: Runtime>(rt: R) {
     let whole = get(at, path);
     assert_eq!((whole.status, whole.body == content), (200, true));
     let tag = whole.header("etag").unwrap().to_owned();
-    for (range, from, to) in
-        [("bytes=0-0", 0, 1), ("bytes=1000000-1000099", 1_000_000, 1_000_100), ("bytes=1999990-", 1_999_990, 2_000_000), ("bytes=-5", 1_999_995, 2_000_000), ("bytes=5-9999999", 5, 2_000_000)]
-    {
+    for (range, from, to) in [
+        ("bytes=0-0", 0, 1),
+        ("bytes=1000000-1000099", 1_000_000, 1_000_100),
+        ("bytes=1999990-", 1_999_990, 2_000_000),
+        ("bytes=-5", 1_999_995, 2_000_000),
+        ("bytes=5-9999999", 5, 2_000_000),
+    ] {
         let part = request(at, "GET", path, &[("Range", range)], &[]);
         assert_eq!((part.status, part.body == content[from..to]), (206, true), "{range}");
         assert_eq!(part.header("content-range"), Some(format!("bytes {from}-{}/2000000", to - 1).as_str()));

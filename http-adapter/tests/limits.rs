@@ -182,10 +182,7 @@ fn tls_keeps_out_the_rest<R: Runtime>(rt: R) {
         .args(["--resolve", &format!("localhost:{}:127.0.0.1", node.address.port())])
         .output();
     match curl {
-        Ok(out) => assert!(
-            matches!(String::from_utf8_lossy(&out.stdout).as_ref(), "ok 2" | "ok 1.1"),
-            "{out:?}"
-        ),
+        Ok(out) => assert!(matches!(String::from_utf8_lossy(&out.stdout).as_ref(), "ok 2" | "ok 1.1"), "{out:?}"),
         Err(e) => eprintln!("no curl here, so HTTP over TLS is only tested between nodes: {e}"),
     }
     node.stop();

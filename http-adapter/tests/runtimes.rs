@@ -197,12 +197,4 @@ macro_rules! suite {
         }
     };
 }
-suite!(
-    timers,
-    tasks,
-    blocking,
-    connections,
-    a_dropped_accept_loses_nothing,
-    big_transfers,
-    ends_when_dropped
-);
+suite!(timers, tasks, blocking, connections, a_dropped_accept_loses_nothing, big_transfers, ends_when_dropped);

@@ -191,16 +191,11 @@ impl ice_http::Cluster for FakeCluster {
 }
 
 /// How a test node differs from the plain one.
+#[derive(Default)]
 pub struct Setup {
     pub token: Option<&'static str>,
     pub tls: bool,
     pub limits: Limits,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Setup { token: None, tls: false, limits: Limits::default() }
-    }
 }
 
 /// A whole HTTP side of a node, over a temporary directory.
@@ -237,18 +232,7 @@ impl<R: Runtime> Node<R> {
             setup.tls.then(|| TlsServer::from_files(&tls_file("node.pem"), &tls_file("node.key")).unwrap());
         let server = bound.serve(routes, certificate, setup.limits);
         let url = format!("{}://{address}", if setup.tls { "https" } else { "http" });
-        Node {
-            runtime,
-            dir,
-            cluster,
-            store,
-            payloads,
-            events,
-            net,
-            server: Some(server),
-            address,
-            url,
-        }
+        Node { runtime, dir, cluster, store, payloads, events, net, server: Some(server), address, url }
     }
 
     pub fn stop(&mut self) {
