@@ -26,6 +26,7 @@ pub mod format;
 mod lane;
 mod recover;
 mod segments;
+mod writer;
 
 pub(crate) use segments::sync_dir;
 
