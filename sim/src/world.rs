@@ -555,6 +555,11 @@ impl World {
                 if !end.open {
                     return;
                 }
+                match &message {
+                    Message::State { records, .. } if !records.is_empty() => self.sometimes.saw("state transfer used"),
+                    Message::Want { .. } => self.sometimes.saw("operations asked for again"),
+                    _ => {}
+                }
                 let to = self.net.links[l].ends[1 - side].node;
                 let bytes = 200 + contents.iter().map(|c| c.size).sum::<u64>();
                 let fate = self.net.travel(self.now, l, side, bytes);
@@ -673,7 +678,10 @@ impl World {
             return self.fail("one reply", format!("n{} answers {token}, which nobody waits for: {reply:?}", n + 1));
         };
         if self.now > ask.due {
-            self.fail("every operation ends", format!("n{} answered {token} {:?} late", n + 1, self.now.since(ask.due)));
+            self.fail(
+                "every operation ends",
+                format!("n{} answered {token} {:?} late", n + 1, self.now.since(ask.due)),
+            );
         }
         if ask.ack.is_some() {
             self.tell(|| format!("n{} fsync: {reply:?}", n + 1));
