@@ -43,7 +43,7 @@ pub struct Disk {
     pub staged: BTreeMap<(InodeId, Stamp), Staged>,
     /// The next log syncs fail, this many times.
     pub fail_syncs: u32,
-    /// A failed sync leaves the log unusable until the next start.
+    /// A failed sync leaves the log unusable until a checkpoint or the next start.
     pub log_broken: bool,
     /// Times slower than usual.
     pub slow: u64,
@@ -64,13 +64,17 @@ pub fn payload_of(record: &mut LogRecord) -> Option<&mut Op> {
 impl Disk {
     /// Appends a record. An error is a broken promise: numbers without gaps.
     pub fn append(&mut self, index: u64, mut record: LogRecord, pool: &Pool) -> Result<(), String> {
-        if let Some(next) = self.next.filter(|n| *n != index) {
-            return Err(format!("log record {index} follows {}", next - 1));
+        match self.next {
+            Some(next) if next != index => return Err(format!("log record {index} follows {}", next - 1)),
+            None if self.log.last().is_some_and(|l| l.index >= index) => {
+                return Err(format!("log record {index} was used before"));
+            }
+            _ => {}
         }
         let content = match payload_of(&mut record).and_then(|op| op.payload) {
-            Some(p) => {
-                Some(pool.get(p.id).ok_or_else(|| format!("log record {index} carries a released payload {:?}", p.id))?)
-            }
+            Some(p) => Some(
+                pool.get(p.id).ok_or_else(|| format!("log record {index} carries a released payload {:?}", p.id))?,
+            ),
             None => None,
         };
         self.next = Some(index + 1);
@@ -80,7 +84,7 @@ impl Disk {
     }
     /// How many records there are now: what a sync emitted now will cover.
     pub fn mark(&self) -> u64 {
-        self.next.unwrap_or(0)
+        self.next.unwrap_or_else(|| self.log.last().map_or(0, |l| l.index + 1))
     }
     /// Records below the number `mark` are durable. False: the sync failed, and nothing that was not durable before
     /// may be trusted to be.
@@ -97,7 +101,7 @@ impl Disk {
             return false;
         }
         let n = self.log.partition_point(|l| l.index < mark);
-        self.synced = self.synced.max(n);
+        self.synced = self.synced.max(n).min(self.log.len());
         true
     }
     /// Pages that the next commit will make visible.
@@ -116,6 +120,8 @@ impl Disk {
                 }
             }
         }
+        // The log goes on in a new file, which can be synced again.
+        self.log_broken = false;
         let n = self.log.partition_point(|l| l.index < cut);
         self.log.drain(..n);
         self.synced = self.synced.saturating_sub(n);
@@ -137,11 +143,8 @@ impl Disk {
         if ending == Ending::MachineCrash {
             self.staged.retain(|_, s| s.durable || rng.chance(500));
         }
-        if let Some(last) = self.log.last() {
-            self.next = Some(last.index + 1);
-        } else if unsynced > kept {
-            self.next = None;
-        }
+        // The next start may leave numbers out, but not use them again.
+        self.next = None;
         self.log_broken = false;
         self.fail_syncs = 0;
         unsynced - kept

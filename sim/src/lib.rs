@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod bugs;
 pub mod cli;
 pub mod content;
 mod control;
@@ -23,6 +24,7 @@ pub mod plan;
 pub mod profile;
 pub mod queue;
 pub mod reference;
+pub mod replay;
 pub mod rng;
 pub mod run;
 mod scan;

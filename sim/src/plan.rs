@@ -174,6 +174,10 @@ pub struct Setup {
     pub profile: String,
     /// Planted bug.
     pub bug: Option<ice_core::bug::Bug>,
+    /// Operations that nodes keep for others; drawn from the seed if not given.
+    pub retained: Option<usize>,
+    /// Time between checkpoints; drawn from the seed if not given.
+    pub checkpoint: Option<Span>,
     /// Exactly one user writes: a simple model must agree.
     pub single_writer: bool,
     /// Known to fail; why.
@@ -182,7 +186,16 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { nodes: 3, seed: 1, profile: "default".into(), bug: None, single_writer: false, open: None }
+        Setup {
+            nodes: 3,
+            seed: 1,
+            profile: "default".into(),
+            bug: None,
+            retained: None,
+            checkpoint: None,
+            single_writer: false,
+            open: None,
+        }
     }
 }
 
@@ -379,7 +392,9 @@ fn command(text: &str) -> Result<Command, String> {
         match verb {
             "scan" => Command::Scan(w.node()?),
             "stop" => Command::Stop(w.node()?, w.0.next().map_or(Ok(Ending::Clean), ending)?),
-            "stop-at" => Command::StopAt(w.node()?, ending(w.word("ending")?)?, w.number("actions")?, w.number("steps")?),
+            "stop-at" => {
+                Command::StopAt(w.node()?, ending(w.word("ending")?)?, w.number("actions")?, w.number("steps")?)
+            }
             "start" => Command::Start(w.node()?),
             "pause" => Command::Pause(w.node()?),
             "resume" => Command::Resume(w.node()?),
@@ -462,6 +477,15 @@ impl Plan {
                 }
                 "writer" => {
                     self.setup.single_writer = value == "single";
+                    return Ok(());
+                }
+                "retain" => {
+                    let n = value.parse().map_err(|_| format!("retain {value:?}: not a number"))?;
+                    self.setup.retained = Some(n);
+                    return Ok(());
+                }
+                "checkpoint" => {
+                    self.setup.checkpoint = Some(span(value)?);
                     return Ok(());
                 }
                 "bug" => {
@@ -603,6 +627,12 @@ impl fmt::Display for Plan {
         writeln!(f, "nodes {}\nseed {}\nprofile {}", s.nodes, s.seed, s.profile)?;
         if s.single_writer {
             writeln!(f, "writer single")?;
+        }
+        if let Some(n) = s.retained {
+            writeln!(f, "retain {n}")?;
+        }
+        if let Some(t) = s.checkpoint {
+            writeln!(f, "checkpoint {}s", Time(t.0))?;
         }
         if let Some(bug) = s.bug {
             writeln!(f, "bug {bug:?}")?;

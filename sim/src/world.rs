@@ -94,6 +94,8 @@ pub struct World {
     pub sometimes: Sometimes,
     pub(crate) rngs: Rngs,
     pub(crate) speed: Speed,
+    pub(crate) retained: usize,
+    pub(crate) checkpoint: Span,
     pub(crate) setup: Setup,
     pub(crate) reference: Option<Reference>,
     /// Events handled.
@@ -145,6 +147,8 @@ impl World {
                 host: Stream::new(seed, "host"),
             },
             speed: Speed { disk_ns: profile.disk_us * 1000 },
+            retained: usize::MAX,
+            checkpoint: Span::s(60),
             setup: setup.clone(),
             reference: setup.single_writer.then(Reference::default),
             events: 0,
@@ -158,6 +162,11 @@ impl World {
             phase_over: false,
             answers: BTreeMap::new(),
         };
+        // Small limits bring out what happens at them.
+        let retained = *rng.pick(&[usize::MAX, 200_000, 40, 8]);
+        world.retained = setup.retained.unwrap_or(retained);
+        let checkpoint = *rng.pick(&[Span::s(60), Span::s(10), Span::s(2), Span::ms(300)]);
+        world.checkpoint = setup.checkpoint.unwrap_or(checkpoint);
         let everybody = rng.chance(500);
         for n in 0..setup.nodes {
             let mut host = Host::new(n, ReplicaId(rng.u64() | 1));
@@ -546,6 +555,11 @@ impl World {
                 if !end.open {
                     return;
                 }
+                match &message {
+                    Message::State { records, .. } if !records.is_empty() => self.sometimes.saw("state transfer used"),
+                    Message::Want { .. } => self.sometimes.saw("operations asked for again"),
+                    _ => {}
+                }
                 let to = self.net.links[l].ends[1 - side].node;
                 let bytes = 200 + contents.iter().map(|c| c.size).sum::<u64>();
                 let fate = self.net.travel(self.now, l, side, bytes);
@@ -664,7 +678,10 @@ impl World {
             return self.fail("one reply", format!("n{} answers {token}, which nobody waits for: {reply:?}", n + 1));
         };
         if self.now > ask.due {
-            self.fail("every operation ends", format!("n{} answered {token} {:?} late", n + 1, self.now.since(ask.due)));
+            self.fail(
+                "every operation ends",
+                format!("n{} answered {token} {:?} late", n + 1, self.now.since(ask.due)),
+            );
         }
         if ask.ack.is_some() {
             self.tell(|| format!("n{} fsync: {reply:?}", n + 1));
@@ -715,6 +732,7 @@ impl World {
         let bug = self.setup.bug;
         let seed = Seed(self.rngs.host.u64());
         let (twins, tapes) = (self.twins, self.tapes);
+        let (retained, checkpoint) = (self.retained, self.checkpoint);
         let host = &mut self.hosts[n];
         host.incarnation = Incarnation(host.incarnation.0 + 1);
         host.epoch += 1;
@@ -722,6 +740,8 @@ impl World {
         config.incarnation = host.incarnation;
         config.urls = vec![host.url.clone()];
         config.join.clone_from(&host.join);
+        config.retained_ops = retained;
+        config.checkpoint_after = checkpoint;
         config.bug = bug;
         let mut pool = crate::content::Pool::default();
         let disk = host.disk.recover(host.ending, &mut pool);
