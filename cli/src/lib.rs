@@ -4,3 +4,7 @@
 
 pub mod args;
 pub mod ctl;
+pub mod daemon;
+pub mod dev;
+pub mod logging;
+pub mod program;

@@ -16,7 +16,7 @@ fn usage_mistakes_exit_with_2_and_say_what_is_wrong() {
         (&["put"], "missing -path"),
         (&["repair", "-mode", "force-from"], "missing -source"),
         (&["repair", "-mode", "sideways"], "sideways"),
-        (&["peers", "-timeout", "5"], "invalid duration"),
+        (&["peers", "-timeout", "5"], "missing unit"),
         (&["peers", "-base", "ftp://x"], "neither http nor https"),
         (&["lock", "-path", "x"], "unknown command: lock"),
     ] {
@@ -257,4 +257,45 @@ fn status_prints_reasons_and_fails_when_there_is_one() {
     node.with(|s| s.fixed.insert("/v1/status".into(), (200, sick)));
     let sick = run(&["-base", &node.url(), "status"]);
     assert!(sick.code == 1 && sick.out.contains("REASON     degraded: one copy\n"), "{}", sick.out);
+}
+
+#[test]
+fn ls_shows_a_directory_by_name() {
+    let node = Fake::start();
+    let list = r#"[{"name":"b","kind":"file","size":3,"mtime":0},{"name":"a","kind":"dir","size":4096,"mtime":0},
+        {"name":"c\u001b","kind":"link","size":1,"mtime":0}]"#;
+    node.with(|s| s.fixed.insert("/v1/list".into(), (200, list.into())));
+    let root = run(&["-base", &node.url(), "ls"]);
+    let time = "1970-01-01T00:00:00Z";
+    let wanted =
+        format!("          4096  {time}  a/\n             3  {time}  b\n             1  {time}  c\\u{{1b}}@\n");
+    assert_eq!((root.code, root.out), (0, wanted));
+    let json = run(&["-base", &node.url(), "-json", "ls", "-path", "x y"]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json[0]["name"], &json[1]["size"]), (&"a".into(), &3.into()));
+    assert_eq!(node.with(|s| s.log.clone()), ["GET /v1/list?path=/", "GET /v1/list?path=x%20y"]);
+    node.with(|s| s.fixed.insert("/v1/list".into(), (200, "{}".into())));
+    let odd = run(&["-base", &node.url(), "ls"]);
+    assert!(odd.code == 1 && odd.err.contains("unexpected answer"), "{}", odd.err);
+}
+
+#[test]
+fn names_that_are_no_text_are_compared_and_repaired_by_their_bytes() {
+    let (a, b) = pair();
+    let line = r#"[{"path":"x\ufffd","size":1,"mtime":5,"raw":"x%FF"}]"#;
+    a.with(|s| s.fixed.insert("/v1/index".into(), (200, line.into())));
+    assert!(run(&["-base", &a.url(), "consistency"]).out.starts_with("INCONSISTENT x\u{fffd}\n"));
+    run(&["-base", &a.url(), "repair"]);
+    assert!(b.with(|s| s.log.contains(&"HEAD /v1/file?path=x%FF".to_owned())));
+}
+
+#[test]
+fn conflicts_are_one_line_each() {
+    let node = Fake::start();
+    node.with(|s| s.fixed.insert("/v1/conflicts".into(), (200, "[]".into())));
+    assert_eq!(run(&["-base", &node.url(), "conflicts"]).out, "No conflicts.\n");
+    let one = r#"[{"path":"d/a.conflict-n2-7","original":"d/a","node":"n2","time_ns":1790000000000000000}]"#;
+    node.with(|s| s.fixed.insert("/v1/conflicts".into(), (200, one.into())));
+    let wanted = "d/a.conflict-n2-7\tof d/a\tfrom n2\t2026-09-21T14:13:20Z\n";
+    assert_eq!(run(&["-base", &node.url(), "conflicts"]).out, wanted);
 }

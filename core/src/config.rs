@@ -32,6 +32,12 @@ pub struct Config {
     pub redial: Span,
     /// Failed tries to reach a member whose link broke before it is declared down.
     pub dial_failures: u32,
+    /// Operations kept for members that lag behind; beyond it they are caught up by state.
+    pub retained_ops: usize,
+    /// Log records after which a checkpoint is written.
+    pub checkpoint_records: u64,
+    /// A checkpoint is written after this in any case, if there is anything to write.
+    pub checkpoint_after: Span,
     /// Planted bug, for tests of the tests.
     pub bug: Option<Bug>,
 }
@@ -49,6 +55,9 @@ impl Config {
             heartbeat: Span::ms(500),
             redial: Span::s(5),
             dial_failures: 1,
+            retained_ops: crate::limits::RETAINED_OPS_MAX,
+            checkpoint_records: 50_000,
+            checkpoint_after: Span::s(60),
             bug: None,
         }
     }

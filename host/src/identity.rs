@@ -314,15 +314,9 @@ fn read_small(path: &Path) -> io::Result<String> {
 
 /// Fills `buf` with random bytes of the operating system.
 pub(crate) fn random(buf: &mut [u8]) -> io::Result<()> {
-    let mut have = 0;
-    while have < buf.len() {
-        match rustix::rand::getrandom(&mut buf[have..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(n) => have += n,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
+    use std::io::Read;
+    // Every Unix has it, unlike `getrandom`.
+    File::open("/dev/urandom")?.read_exact(buf)
 }
 
 /// Replaces a file's content so that after a crash it has the old or the new one, and the new one once this has returned.

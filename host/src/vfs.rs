@@ -2,6 +2,7 @@
 //!
 //! Inode numbers are 64-bit, stable over restarts and the same on every node. Errors are errno values.
 
+use ice_core::op::ContentDigest;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -210,6 +211,11 @@ pub trait Vfs: Send + Sync + 'static {
     fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64>;
     /// `copy_file_range`.
     fn copy_file_range(&self, from: u64, from_off: u64, to: u64, to_off: u64, len: u64) -> Result<usize>;
+    /// The digest of a file's bytes, if it is known without reading them and they stand on disk unchanged.
+    fn content(&self, ino: u64) -> Option<ContentDigest> {
+        let _ = ino;
+        None
+    }
     /// Where to send news for the adapter's cache. Called from threads that hold no lock of the volume.
     fn on_stale(&self, sink: Box<dyn Fn(&[Stale]) + Send + Sync>);
 }

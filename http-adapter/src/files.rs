@@ -14,6 +14,8 @@ pub enum FileKind {
     File,
     /// A directory.
     Dir,
+    /// A symbolic link.
+    Link,
     /// Anything else.
     Other,
 }
@@ -27,8 +29,20 @@ pub struct Meta {
     pub size: u64,
     /// Last modification, (seconds, nanoseconds) since 1970.
     pub mtime: (i64, u32),
-    /// Strong entity tag without quotes: differs whenever the bytes differ. Only printable ASCII, no quote.
+    /// Strong entity tag without quotes: differs whenever the bytes differ. Only printable ASCII, no quote. Empty in lists.
     pub etag: String,
+}
+
+impl FileKind {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            FileKind::File => "file",
+            FileKind::Dir => "dir",
+            FileKind::Link => "link",
+            FileKind::Other => "other",
+        }
+    }
 }
 
 impl Meta {
@@ -71,6 +85,8 @@ pub trait FileService: Send + Sync + 'static {
     /// Removes the file, link or empty directory at `path`, if `allowed` agrees with what stands there; `Ok(false)` if it
     /// does not. A last component that is a link is removed, not followed. What is not there needs no removing.
     fn remove(&self, path: &RelPath, allowed: &dyn Fn(Option<&Meta>) -> bool) -> Result<bool>;
+    /// Calls `sink` with the name and data of everything in a directory (`None`: the root), until it says `false`.
+    fn list(&self, dir: Option<&RelPath>, sink: &mut dyn FnMut(&[u8], &Meta) -> bool) -> Result<()>;
     /// Calls `sink` with the path (without leading slash) and data of every regular file, until it says `false`.
     fn walk(&self, sink: &mut dyn FnMut(&[u8], &Meta) -> bool) -> Result<()>;
 }

@@ -94,7 +94,7 @@ impl TlsClient {
     }
 
     /// The handshake with the server called `host`.
-    pub(crate) async fn connect(&self, host: &str, stream: BoxStream) -> io::Result<BoxStream> {
+    pub async fn connect(&self, host: &str, stream: BoxStream) -> io::Result<BoxStream> {
         let name = ServerName::try_from(host.to_owned()).map_err(invalid)?;
         Ok(Box::new(self.0.connect(name, stream).await?))
     }

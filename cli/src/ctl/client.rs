@@ -12,11 +12,13 @@ use http::{HeaderMap, Method, StatusCode, Uri, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use ice_host::runtime::BoxStream as Connected;
+use ice_http::TlsClient;
+use serde::de::{DeserializeOwned, Deserializer as _, SeqAccess, Visitor};
 use std::future::Future;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -79,7 +81,7 @@ pub struct Client {
     pub timeout: Duration,
     /// The token is not sent unencrypted when the operator named a TLS address.
     pub token_needs_tls: bool,
-    tls: OnceLock<futures_rustls::TlsConnector>,
+    tls: OnceLock<TlsClient>,
 }
 
 /// What to send.
@@ -127,10 +129,28 @@ impl Client {
     }
 
     /// `GET` of a JSON document.
-    pub fn json<T: serde::de::DeserializeOwned>(&self, base: &Base, target: &str) -> Result<T> {
+    pub fn json<T: DeserializeOwned>(&self, base: &Base, target: &str) -> Result<T> {
         let body = self.get(base, target)?;
         serde_json::from_reader(io::BufReader::with_capacity(64 * 1024, Reader::new(body)))
             .with_context(|| format!("unexpected answer to {target}"))
+    }
+
+    /// `GET` of a JSON array, whose elements go to `sink` one by one: a long one is never in memory as a whole.
+    pub fn array<T: DeserializeOwned>(
+        &self,
+        base: &Base,
+        target: &str,
+        sink: impl FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        let body = io::BufReader::with_capacity(64 * 1024, Reader::new(self.get(base, target)?));
+        let mut json = serde_json::Deserializer::from_reader(body);
+        let mut failed = None;
+        let elements = Elements { sink, failed: &mut failed, element: PhantomData };
+        let parsed = json.deserialize_seq(elements).and_then(|()| json.end());
+        match (failed, parsed) {
+            (Some(error), _) => Err(error),
+            (None, parsed) => parsed.with_context(|| format!("unexpected answer to {target}")),
+        }
     }
 
     async fn send(
@@ -184,48 +204,42 @@ impl Client {
         })
     }
 
-    async fn connect(&self, base: &Base) -> io::Result<Box<dyn Duplex>> {
+    async fn connect(&self, base: &Base) -> io::Result<Connected> {
         let tcp = smol::net::TcpStream::connect((base.host(), base.port())).await?;
         tcp.set_nodelay(true)?;
-        if !base.tls {
-            return Ok(Box::new(tcp));
-        }
-        let name = ServerName::try_from(base.host().to_owned()).map_err(io::Error::other)?;
-        Ok(Box::new(self.tls()?.connect(name, tcp).await?))
+        if base.tls { self.tls()?.connect(base.host(), Box::new(tcp)).await } else { Ok(Box::new(tcp)) }
     }
 
-    fn tls(&self) -> io::Result<futures_rustls::TlsConnector> {
+    fn tls(&self) -> io::Result<TlsClient> {
         if let Some(ready) = self.tls.get() {
             return Ok(ready.clone());
         }
-        let mut roots = rustls::RootCertStore::empty();
-        match &self.cacert {
-            Some(file) => {
-                for certificate in read_certificates(file)? {
-                    roots.add(certificate).map_err(|e| io::Error::other(format!("{}: {e}", file.display())))?;
-                }
-            }
-            None => {
-                let found = rustls_native_certs::load_native_certs();
-                roots.add_parsable_certificates(found.certs);
-            }
-        }
-        if roots.is_empty() {
-            return Err(io::Error::other("no certificate authority to trust: name one with -cacert"));
-        }
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector = futures_rustls::TlsConnector::from(Arc::new(config));
-        Ok(self.tls.get_or_init(|| connector).clone())
+        let made = TlsClient::from_file(self.cacert.as_deref())?;
+        Ok(self.tls.get_or_init(|| made).clone())
     }
 }
 
-fn read_certificates(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let bad = |e: rustls::pki_types::pem::Error| io::Error::other(format!("{}: {e}", file.display()));
-    CertificateDer::pem_file_iter(file).map_err(bad)?.map(|c| c.map_err(bad)).collect()
+/// Hands the elements of an array on. An error of the sink ends the parsing and is kept as it is.
+struct Elements<'a, T, F> {
+    sink: F,
+    failed: &'a mut Option<anyhow::Error>,
+    element: PhantomData<T>,
+}
+
+impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> Visitor<'de> for Elements<'_, T, F> {
+    type Value = ();
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut array: A) -> Result<(), A::Error> {
+        while let Some(element) = array.next_element()? {
+            if let Err(error) = (self.sink)(element) {
+                *self.failed = Some(error);
+                return Err(serde::de::Error::custom("ended by its reader"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn transport(error: hyper::Error) -> io::Error {
@@ -236,10 +250,6 @@ fn transport(error: hyper::Error) -> io::Error {
     }
     io::Error::other(reason.to_string())
 }
-
-/// A connection of either kind.
-pub trait Duplex: futures::io::AsyncRead + futures::io::AsyncWrite + Send + Unpin {}
-impl<T: futures::io::AsyncRead + futures::io::AsyncWrite + Send + Unpin> Duplex for T {}
 
 fn upload_body(upload: Upload, activity: Arc<Activity>) -> BoxBody<Bytes, io::Error> {
     match upload {

@@ -1,12 +1,11 @@
 //! `consistency`: compares the indexes of all nodes.
 
-use super::client::{Base, Reader};
+use super::client::Base;
 use super::{Session, show::printable};
 use anyhow::{Context, Result, bail};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use std::collections::BTreeMap;
-use std::io::BufReader;
 
 /// What a node says about one of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,15 +34,15 @@ impl Copy {
 pub struct Indexes {
     /// The nodes, in the order of `files`.
     pub peers: Vec<Base>,
-    /// Per path what each of `peers` has.
-    pub files: BTreeMap<String, Vec<Option<Copy>>>,
+    /// Per path (bytes, without leading slash) what each of `peers` has.
+    pub files: BTreeMap<Vec<u8>, Vec<Option<Copy>>>,
     /// Nodes that did not answer.
     pub missing: Vec<Base>,
 }
 
 impl Indexes {
     /// The paths on which the nodes differ.
-    pub fn differences(&self) -> impl Iterator<Item = (&String, &Vec<Option<Copy>>)> {
+    pub fn differences(&self) -> impl Iterator<Item = (&Vec<u8>, &Vec<Option<Copy>>)> {
         self.files.iter().filter(|(_, copies)| {
             let mut all = copies.iter();
             match all.next().and_then(Option::as_ref) {
@@ -87,19 +86,15 @@ pub fn load(s: &Session<'_>) -> Result<Indexes> {
 fn load_one(
     s: &Session<'_>,
     peer: &Base,
-    files: &mut BTreeMap<String, Vec<Option<Copy>>>,
+    files: &mut BTreeMap<Vec<u8>, Vec<Option<Copy>>>,
     position: usize,
 ) -> Result<()> {
-    let answer = s.client.get(peer, "/v1/index")?;
-    let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(64 * 1024, Reader::new(answer)));
-    Collect { files, position }.deserialize(&mut json)?;
-    Ok(json.end()?)
-}
-
-/// Takes the entries of an index one by one, so that the text of a long one is never in memory as a whole.
-struct Collect<'a> {
-    files: &'a mut BTreeMap<String, Vec<Option<Copy>>>,
-    position: usize,
+    s.client.array(peer, "/v1/index", |Line { path, size, mtime, digest, raw }: Line| {
+        let copies = files.entry(name_bytes(path, raw)).or_default();
+        copies.resize(position, None);
+        copies.push(Some(Copy { size, mtime, digest: digest.filter(|d| !d.is_empty()) }));
+        Ok(())
+    })
 }
 
 #[derive(Deserialize)]
@@ -109,28 +104,14 @@ struct Line {
     mtime: i64,
     #[serde(default)]
     digest: Option<Box<str>>,
+    /// The path's bytes, percent-encoded, where they are not UTF-8.
+    #[serde(default)]
+    raw: Option<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for Collect<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
-        json.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Collect<'_> {
-    type Value = ();
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an array of files")
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut lines: A) -> Result<(), A::Error> {
-        while let Some(Line { path, size, mtime, digest }) = lines.next_element()? {
-            let copies = self.files.entry(path).or_default();
-            copies.resize(self.position, None);
-            copies.push(Some(Copy { size, mtime, digest: digest.filter(|d| !d.is_empty()) }));
-        }
-        Ok(())
-    }
+/// The bytes of a name, which are given by themselves where they are no text.
+pub fn name_bytes(text: String, raw: Option<String>) -> Vec<u8> {
+    raw.map_or_else(|| text.into_bytes(), |raw| percent_decode_str(&raw).collect())
 }
 
 /// Prints every path on which nodes differ. Exit code 1 if there is one, or if a node could not be asked.
@@ -140,6 +121,7 @@ pub fn consistency(s: &mut Session<'_>) -> Result<u8> {
     let mut json = vec![];
     for (path, copies) in all.differences() {
         count += 1;
+        let path = String::from_utf8_lossy(path);
         if s.json {
             let peers: serde_json::Map<String, serde_json::Value> = std::iter::zip(&all.peers, copies)
                 .map(|(peer, copy)| {
@@ -152,7 +134,7 @@ pub fn consistency(s: &mut Session<'_>) -> Result<u8> {
             json.push(serde_json::json!({ "path": path, "peers": peers }));
             continue;
         }
-        writeln!(s.out, "INCONSISTENT {}", printable(path))?;
+        writeln!(s.out, "INCONSISTENT {}", printable(&path))?;
         for (peer, copy) in std::iter::zip(&all.peers, copies) {
             match copy {
                 Some(c) => writeln!(s.out, "  {peer}\tmtime={}\tsize={}", c.mtime, c.size)?,
@@ -198,8 +180,8 @@ mod tests {
     fn a_difference_is_a_missing_or_another_copy() {
         let a = || Some(copy(1, 1, None));
         let files = [("all", vec![a(), a()]), ("one", vec![None, a()]), ("two", vec![a(), Some(copy(2, 1, None))])];
-        let files = files.into_iter().map(|(p, c)| (p.to_owned(), c)).collect();
+        let files = files.into_iter().map(|(p, c)| (p.as_bytes().to_owned(), c)).collect();
         let all = Indexes { peers: vec![], files, missing: vec![] };
-        assert_eq!(all.differences().map(|(p, _)| p.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(all.differences().map(|(p, _)| p.as_slice()).collect::<Vec<_>>(), [b"one", b"two"]);
     }
 }

@@ -11,6 +11,7 @@ use crate::args;
 use anyhow::{Context, Result};
 use http::{Method, StatusCode, header};
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// Who is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub fn repair(s: &mut Session<'_>, mode: Mode, source: Option<&str>) -> Result<u
             Ok(true) => repaired += 1,
             Ok(false) => {}
             Err(error) => {
-                eprintln!("warn: {}: {error:#}", printable(path));
+                eprintln!("warn: {}: {error:#}", printable(&String::from_utf8_lossy(path)));
                 failed += 1;
                 code = args::FAILED;
             }
@@ -63,7 +64,7 @@ pub fn repair(s: &mut Session<'_>, mode: Mode, source: Option<&str>) -> Result<u
 fn repair_one(
     s: &Session<'_>,
     all: &Indexes,
-    path: &str,
+    path: &[u8],
     copies: &[Option<Copy>],
     source: Option<usize>,
 ) -> Result<bool> {
@@ -93,12 +94,12 @@ fn repair_one(
     Ok(changed)
 }
 
-fn target(path: &str) -> String {
-    with_path("/v1/file", OsStr::new(path))
+fn target(path: &[u8]) -> String {
+    with_path("/v1/file", OsStr::from_bytes(path))
 }
 
 /// What a node has now: nothing, or a version.
-fn version(s: &Session<'_>, peer: &Base, path: &str) -> Result<Option<Response>> {
+fn version(s: &Session<'_>, peer: &Base, path: &[u8]) -> Result<Option<Response>> {
     let answer = s.client.request(Method::HEAD, peer, &target(path), &[], Upload::Nothing)?;
     if answer.status == StatusCode::NOT_FOUND { Ok(None) } else { answer.ok().map(Some) }
 }
@@ -108,7 +109,7 @@ fn etag(answer: &Response) -> Option<String> {
 }
 
 /// Streams the source's file to `peer`, unless that has it by now.
-fn copy_to(s: &Session<'_>, path: &str, source: &Base, peer: &Base) -> Result<bool> {
+fn copy_to(s: &Session<'_>, path: &[u8], source: &Base, peer: &Base) -> Result<bool> {
     let there = version(s, peer, path)?;
     let body = s.client.get(source, &target(path)).with_context(|| format!("read from {source}"))?;
     let precondition = match &there {
@@ -130,7 +131,7 @@ fn copy_to(s: &Session<'_>, path: &str, source: &Base, peer: &Base) -> Result<bo
 }
 
 /// Deletes at `peer` what the source does not have, unless one of the two changed its mind.
-fn delete_at(s: &Session<'_>, path: &str, source: &Base, peer: &Base) -> Result<bool> {
+fn delete_at(s: &Session<'_>, path: &[u8], source: &Base, peer: &Base) -> Result<bool> {
     let Some(there) = version(s, peer, path)? else { return Ok(false) };
     if version(s, source, path)?.is_some() {
         anyhow::bail!("{source} has it now: left alone");

@@ -1,7 +1,8 @@
 //! Commands that ask and print.
 
+use super::Session;
 use super::client::{Upload, status_line};
-use super::{Session, with_path};
+use super::{compare, with_path};
 use crate::args;
 use anyhow::Result;
 use http::Method;
@@ -156,46 +157,68 @@ pub fn status(s: &mut Session<'_>) -> Result<u8> {
     Ok(code)
 }
 
-/// `conflicts`: one line each, the path of the copy first.
+#[derive(Deserialize)]
+struct Conflict {
+    path: Option<String>,
+    original: Option<String>,
+    node: String,
+    time_ns: i64,
+}
+
+/// `conflicts`: one line each: the copy, the file it belongs to, whose version it keeps, and of when.
 pub fn conflicts(s: &mut Session<'_>) -> Result<u8> {
-    let answer: Value = s.client.json(&s.base, "/v1/conflicts")?;
     if s.json {
-        writeln!(s.out, "{answer:#}")?;
+        let all: Value = s.client.json(&s.base, "/v1/conflicts")?;
+        writeln!(s.out, "{all:#}")?;
         return Ok(args::OK);
     }
-    let conflicts = answer.as_array().map_or_else(|| list(&answer, "conflicts"), Vec::as_slice);
-    for conflict in conflicts {
-        match conflict {
-            Value::String(path) => writeln!(s.out, "{}", printable(path))?,
-            _ => {
-                write!(s.out, "{}", text(conflict, "path"))?;
-                for key in ["original", "of", "node", "size", "mtime", "reason"] {
-                    if conflict.get(key).is_some_and(|v| !v.is_null()) {
-                        write!(s.out, "\t{key}={}", text(conflict, key))?;
-                    }
-                }
-                writeln!(s.out)?;
-            }
-        }
-    }
-    if conflicts.is_empty() {
+    let mut count = 0_u64;
+    s.client.array(&s.base, "/v1/conflicts", |c: Conflict| {
+        count += 1;
+        let shown = |path: Option<String>| path.map_or("(deleted)".to_owned(), |p| printable(&p).into_owned());
+        let (copy, original, node) = (shown(c.path), shown(c.original), printable(&c.node));
+        Ok(writeln!(s.out, "{copy}\tof {original}\tfrom {node}\t{}", utc(c.time_ns))?)
+    })?;
+    if count == 0 {
         writeln!(s.out, "No conflicts.")?;
     }
     Ok(args::OK)
 }
 
-/// `ls`
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+    kind: String,
+    size: u64,
+    mtime: i64,
+    #[serde(default)]
+    raw: Option<String>,
+}
+
+/// `ls`, by name.
 pub fn ls(s: &mut Session<'_>, path: &OsStr) -> Result<u8> {
-    let answer: Value = s.client.json(&s.base, &with_path("/v1/list", path))?;
-    if s.json {
-        writeln!(s.out, "{answer:#}")?;
-        return Ok(args::OK);
+    let mut found = BTreeMap::new();
+    s.client.array(&s.base, &with_path("/v1/list", path), |entry: Listed| {
+        let Listed { name, kind, size, mtime, raw } = entry;
+        found.insert(compare::name_bytes(name, raw), (kind, size, mtime));
+        Ok(())
+    })?;
+    let mut json = vec![];
+    for (name, (kind, size, mtime)) in found {
+        let name = String::from_utf8_lossy(&name);
+        if s.json {
+            json.push(json!({ "name": name, "kind": kind, "size": size, "mtime": mtime }));
+            continue;
+        }
+        let sign = match kind.as_str() {
+            "dir" => "/",
+            "link" => "@",
+            _ => "",
+        };
+        writeln!(s.out, "{size:>14}  {}  {}{sign}", utc(mtime), printable(&name))?;
     }
-    for entry in answer.as_array().map_or_else(|| list(&answer, "entries"), Vec::as_slice) {
-        let mtime = entry.get("mtime").and_then(Value::as_i64).unwrap_or(0);
-        let name = text(entry, "name");
-        let (kind, size) = (text(entry, "kind"), number(entry, "size"));
-        writeln!(s.out, "{kind:<7} {size:>12} {} {name}", utc(mtime))?;
+    if s.json {
+        writeln!(s.out, "{:#}", Value::Array(json))?;
     }
     Ok(args::OK)
 }

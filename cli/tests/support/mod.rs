@@ -136,7 +136,7 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Answer 
     }
     let query = head.uri.query().unwrap_or_default();
     let path = query.split('&').find_map(|p| p.strip_prefix("path=")).unwrap_or_default();
-    let path = percent_encoding::percent_decode_str(path).decode_utf8().unwrap();
+    let path = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
     let path = path.trim_start_matches('/').to_owned();
     match head.uri.path() {
         "/v1/peers" => reply(200, serde_json::to_string(&state.lock().unwrap().peers).unwrap()),

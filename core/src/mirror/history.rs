@@ -1,12 +1,11 @@
 //! The operations of each origin.
 //!
 //! Operations of one origin are known without gaps. They are kept in memory until every member holds them durably, so
-//! that a member which missed some gets just those; beyond [`RETAINED_OPS_MAX`] the oldest are let go and a member that
+//! that a member which missed some gets just those; beyond [`crate::limits::RETAINED_OPS_MAX`] the oldest are let go and a member that
 //! still lacks them catches up by state. Inline payloads are let go earlier: their bytes can be fetched by range.
 
 use super::handles::Handles;
 use crate::ids::{InodeId, ReplicaId};
-use crate::limits::RETAINED_OPS_MAX;
 use crate::message::{Frontier, Mark};
 use crate::op::{Op, OpBody};
 use crate::time::{Hlc, Stamp};
@@ -37,6 +36,8 @@ pub(crate) struct Origin {
 pub(crate) struct History {
     origins: BTreeMap<ReplicaId, Origin>,
     kept: usize,
+    /// How many may be kept.
+    most: usize,
     payload_bytes: u64,
     payloads: VecDeque<(ReplicaId, u64)>,
     /// (inode, version) -> the operation that is missing it.
@@ -44,6 +45,11 @@ pub(crate) struct History {
 }
 
 impl History {
+    /// No operations yet, and never more than `most` kept.
+    pub(crate) fn keeping(most: usize) -> History {
+        History { most, ..History::default() }
+    }
+
     /// What is known of an origin; zeros if nothing.
     pub(crate) fn known(&self, origin: ReplicaId) -> (u64, Hlc) {
         self.origins.get(&origin).map_or((0, Hlc(0)), |o| o.known)
@@ -188,7 +194,7 @@ impl History {
                 self.kept -= Self::drop_front(o, &mut self.payload_bytes, handles);
             }
         }
-        while budget > 0 && self.kept > RETAINED_OPS_MAX {
+        while budget > 0 && self.kept > self.most {
             let Some(o) = self.origins.values_mut().max_by_key(|o| o.kept.len()) else { break };
             budget -= 1;
             self.kept -= Self::drop_front(o, &mut self.payload_bytes, handles);

@@ -9,10 +9,6 @@ use alloc::vec::Vec;
 
 /// Operations that nobody waits for are made durable after this at the latest.
 pub(crate) const LAZY_SYNC: Span = Span::ms(20);
-/// Log records after which a checkpoint begins.
-const CHECKPOINT_RECORDS: u64 = 50_000;
-/// A checkpoint begins after this in any case, if there is anything to write.
-const CHECKPOINT_AFTER: Span = Span::s(60);
 /// A failed checkpoint is tried again after this.
 const CHECKPOINT_RETRY: Span = Span::s(2);
 
@@ -34,6 +30,8 @@ pub(crate) struct Journal {
     /// The last sync failed: nothing in the log counts until a checkpoint has made everything durable without it.
     pub(crate) broken: bool,
     pub(crate) checkpoint: Checkpoint,
+    /// A checkpoint begins after so many records, or after that long if there is anything to write.
+    every: (u64, Span),
 }
 
 /// Progress of the checkpoint.
@@ -57,7 +55,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Journal {
-    pub(crate) fn new(next: u64, cut: u64) -> Journal {
+    pub(crate) fn new(next: u64, cut: u64, every: (u64, Span)) -> Journal {
         Journal {
             next,
             synced: next - 1,
@@ -77,6 +75,7 @@ impl Journal {
                 forced: false,
                 failing: false,
             },
+            every,
         }
     }
 
@@ -132,10 +131,7 @@ impl Journal {
             return false;
         }
         let records = self.next - c.last_cut;
-        c.forced
-            || self.broken
-            || records >= CHECKPOINT_RECORDS
-            || (records > 0 && now.since(c.last_at) >= CHECKPOINT_AFTER)
+        c.forced || self.broken || records >= self.every.0 || (records > 0 && now.since(c.last_at) >= self.every.1)
     }
 
     pub(crate) fn checkpoint_begin(&mut self, known: Frontier) {
@@ -169,8 +165,7 @@ impl Journal {
         let lazy = self.dirty_since.filter(|_| self.syncing.is_none() && !self.broken).map(|t| t.after(LAZY_SYNC));
         let c = &self.checkpoint;
         let waits = c.begun.is_none() && self.next > c.last_cut;
-        let check =
-            waits.then(|| if c.forced || self.broken { c.not_before } else { c.last_at.after(CHECKPOINT_AFTER) });
+        let check = waits.then(|| if c.forced || self.broken { c.not_before } else { c.last_at.after(self.every.1) });
         lazy.into_iter().chain(check.filter(|t| *t > now)).min()
     }
 }

@@ -71,7 +71,7 @@ impl Node {
         }
         tree.finish_load();
 
-        let mut history = History::default();
+        let mut history = History::keeping(config.retained_ops);
         let mut handles = Handles::default();
         let mut content = Content::default();
         history.restore(&meta.known);
@@ -118,7 +118,11 @@ impl Node {
             clock: Clock::new(life, clock),
             tree,
             history,
-            journal: Journal::new(next, next.min(disk.log.first().map_or(next, |(i, _)| *i))),
+            journal: Journal::new(
+                next,
+                next.min(disk.log.first().map_or(next, |(i, _)| *i)),
+                (config.checkpoint_records, config.checkpoint_after),
+            ),
             content,
             handles,
             syncs: Syncs::default(),

@@ -1,1 +1,231 @@
-//! Configuration.
+//! Configuration: defaults, then the YAML file, then `ICECLUSTER_<KEY>` from the environment; checked as a whole.
+
+mod address;
+mod check;
+mod keys;
+mod yaml;
+
+pub use address::{BindAddr, normalize_url};
+pub use keys::{KeyInfo, known_keys};
+
+use ice_core::event::Ack;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for when no other file is named.
+pub const DEFAULT_PATH: &str = "/opt/icewarp/icecluster/config.yml";
+/// Largest configuration file.
+pub const FILE_MAX_BYTES: u64 = 1_000_000;
+/// The port of a peer that is named without scheme and port.
+pub const DEFAULT_PORT: u16 = 9000;
+
+/// A text that is not shown in logs and messages.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps it.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "(none)" } else { "(secret)" })
+    }
+}
+
+/// Which async runtime carries the node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RuntimeKind {
+    /// tokio.
+    #[default]
+    Tokio,
+    /// smol.
+    Smol,
+}
+
+/// Files that turn the listener into an HTTPS one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsFiles {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// A checked configuration. `configs/icecluster.example.yaml` explains each key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Name of this node; the host's name by default. 1 to 255 bytes.
+    pub node_id: String,
+    /// Where to listen.
+    pub bind: BindAddr,
+    /// Base URLs of other nodes to join, normalised.
+    pub join: Vec<String>,
+    /// Base URLs told to peers, normalised; empty: see [`Config::advertised`].
+    pub advertise: Vec<String>,
+    /// The replica's own state: identity, log, tree.
+    pub data: PathBuf,
+    /// The plain directory that is mirrored.
+    pub backing: PathBuf,
+    /// Where to mount it; `None`: nowhere.
+    pub mount: Option<PathBuf>,
+    /// Time between signs of life.
+    pub keepalive: Duration,
+    /// How many may be missing before a peer is declared down.
+    pub keepalive_failures: u32,
+    /// How far clocks may differ.
+    pub clock_skew_max: Duration,
+    /// Time between scans of `backing` for direct edits; `None`: only at the start.
+    pub scan_interval: Option<Duration>,
+    /// Where to write the log; `None`: standard output.
+    pub log_file: Option<PathBuf>,
+    /// More of it.
+    pub log_verbose: bool,
+    /// Not ready before this node has caught up with a peer.
+    pub ready_require_sync: bool,
+    /// Not ready without a peer.
+    pub ready_require_peer: bool,
+    /// Bearer token of the API and of peers; empty: none.
+    pub api_token: Secret,
+    /// HTTPS.
+    pub tls: Option<TlsFiles>,
+    /// Certificates (PEM) that are trusted for peers, in place of the system's.
+    pub cacert: Option<PathBuf>,
+    /// How many nodes must hold a change durably before `fsync` returns.
+    pub ack: Ack,
+    /// The same for `close`.
+    pub close_ack: Ack,
+    /// How long `fsync` and `close` wait for it before they fail.
+    pub ack_timeout: Duration,
+    /// Which async runtime carries the node.
+    pub runtime: RuntimeKind,
+    /// Where to record everything that goes into the core; `None`: nowhere.
+    pub trace: Option<PathBuf>,
+    /// Threads that serve the mount; 0: as many as processors, 2 to 8.
+    pub fuse_threads: usize,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            node_id: address::host_name().unwrap_or_else(|| "node".into()),
+            bind: BindAddr { host: String::new(), port: DEFAULT_PORT },
+            join: vec![],
+            advertise: vec![],
+            data: "/var/lib/icecluster".into(),
+            backing: "/opt/icewarp/config-local".into(),
+            mount: Some("/opt/icewarp/config".into()),
+            keepalive: Duration::from_secs(60),
+            keepalive_failures: 1,
+            clock_skew_max: Duration::from_secs(1),
+            scan_interval: None,
+            log_file: None,
+            log_verbose: false,
+            ready_require_sync: true,
+            ready_require_peer: false,
+            api_token: Secret::default(),
+            tls: None,
+            cacert: None,
+            ack: Ack::Auto,
+            close_ack: Ack::Local,
+            ack_timeout: Duration::from_secs(10),
+            runtime: RuntimeKind::Tokio,
+            trace: None,
+            fuse_threads: 0,
+        }
+    }
+}
+
+/// Why there is no configuration. One line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no such file.
+    #[error("{}: there is no such file", .0.display())]
+    NotFound(PathBuf),
+    /// It cannot be read.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// It says something that cannot be.
+    #[error("{origin}: {message}")]
+    Invalid {
+        /// The file, or `the environment`.
+        origin: String,
+        /// In words.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads a file, applies `ICECLUSTER_<KEY>` from the environment, and checks the whole. With an empty path there is no file.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = if path.as_os_str().is_empty() { String::new() } else { read(path)? };
+        let origin = if path.as_os_str().is_empty() { "configuration".into() } else { path.display().to_string() };
+        Config::from_text(&text, &origin, &|name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()))
+    }
+
+    /// The same from a text, with `env` in place of the environment. `origin` begins the error messages.
+    pub fn from_text(text: &str, origin: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let invalid = |origin: &str, message: String| ConfigError::Invalid {
+            origin: origin.into(),
+            message: message.replace(['\n', '\r'], " "),
+        };
+        let mut draft = keys::Draft::default();
+        for (key, value) in yaml::pairs(text).map_err(|m| invalid(origin, m))? {
+            draft.set(&key, &value).map_err(|m| {
+                let line = yaml::line_of(text, &key).map_or(String::new(), |l| format!(" at line {l}"));
+                invalid(origin, format!("`{key}`{line}: {m}"))
+            })?;
+        }
+        for key in known_keys() {
+            let name = format!("ICECLUSTER_{}", key.name.to_ascii_uppercase());
+            if let Some(value) = env(&name) {
+                let value = serde_yaml::Value::String(value);
+                draft.set(key.name, &value).map_err(|m| invalid("the environment", format!("{name}: {m}")))?;
+            }
+        }
+        let config = draft.finish().and_then(check::checked).map_err(|m| invalid(origin, m))?;
+        Ok(config)
+    }
+
+    /// Base URLs to tell to peers, best first, when the listener is bound to `port`: `advertise` if it is set, else derived from
+    /// `bind`. A wildcard address becomes the host's name, and `localhost` is never told to others unless `bind` is a loopback
+    /// address.
+    pub fn advertised(&self, port: u16) -> Result<Vec<String>, ConfigError> {
+        address::advertised(self, port)
+            .map_err(|message| ConfigError::Invalid { origin: "configuration".into(), message })
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let io = |source| ConfigError::Io { path: path.into(), source };
+    let invalid = |message: String| ConfigError::Invalid { origin: path.display().to_string(), message };
+    let file = std::fs::File::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => ConfigError::NotFound(path.into()),
+        _ => io(e),
+    })?;
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > FILE_MAX_BYTES {
+        return Err(invalid(format!("it is larger than {FILE_MAX_BYTES} bytes")));
+    }
+    String::from_utf8(bytes)
+        .map_err(|e| invalid(format!("it is not UTF-8 text (byte {})", e.utf8_error().valid_up_to())))
+}

@@ -20,6 +20,8 @@
 //! | 16 | 8 | index |
 //! | 24 | 8 | index up to which all records were durable when this one was written |
 //! | 32 | | the record (postcard), then the payload's bytes |
+//!
+//! Behind the last record stands a frame of zeros, cut short only by the end of the file.
 
 use ice_core::action::LogRecord;
 
@@ -146,12 +148,6 @@ pub fn next_frame(segment: &[u8], at: usize, salt: u32, above: u64) -> Option<(u
         let near = index > above && index - above < 1 << 40;
         near.then(|| frame_at(segment, p, salt)).flatten().map(|f| (p, f))
     })
-}
-
-/// The index that the frame at `at` claims to have, valid or not.
-pub fn claimed_index(segment: &[u8], at: usize) -> Option<u64> {
-    let head = segment.get(at..at.checked_add(FRAME_BYTES)?)?;
-    Some(u64_at(head, 16))
 }
 
 /// Encodes a record.

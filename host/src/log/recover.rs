@@ -68,7 +68,7 @@ pub fn recover(dir: &Path, from: u64, sink: &mut dyn FnMut(Entry)) -> io::Result
         // Everything below the first index of any later segment was durable when that one was begun.
         let limit = headers[i + 1..].iter().flatten().map(|h| h.first).min();
         let end = match &headers[i] {
-            Ok(header) => reader.segment(segment, header, limit)?,
+            Ok(header) => reader.segment(segment, header, limit, headers.get(i + 1).map(Result::is_ok))?,
             Err(why) => match limit {
                 Some(limit) if limit <= reader.needed() => {
                     // It held nothing that is still needed.
@@ -143,7 +143,14 @@ impl Reader<'_> {
         self.next.max(self.from)
     }
 
-    fn segment(&mut self, segment: &Listed, header: &Header, limit: Option<u64>) -> io::Result<End> {
+    /// `next`: whether there is a next segment, and whether its header is readable.
+    fn segment(
+        &mut self,
+        segment: &Listed,
+        header: &Header,
+        limit: Option<u64>,
+        next: Option<bool>,
+    ) -> io::Result<End> {
         if limit.is_some_and(|l| l <= self.needed()) {
             return Ok(End::Whole);
         }
@@ -165,7 +172,7 @@ impl Reader<'_> {
         while last + 1 < limit {
             let frame = match format::frame_at(&bytes, at, header.salt) {
                 Some(f) if f.index > last => f,
-                _ => match self.gap(&bytes, at, header.salt, last, limit) {
+                _ => match self.gap(&bytes, at, header.salt, last, limit, next) {
                     Gap::Skip(to) => {
                         at = to;
                         continue;
@@ -206,7 +213,7 @@ impl Reader<'_> {
     }
 
     /// No valid record stands at `at`: the end, a torn tail, or damage?
-    fn gap(&self, bytes: &[u8], at: usize, salt: u32, last: u64, limit: u64) -> Gap {
+    fn gap(&self, bytes: &[u8], at: usize, salt: u32, last: u64, limit: u64, next: Option<bool>) -> Gap {
         let mut later = 0u64;
         let mut proof = None;
         let (mut p, mut above) = (at, last);
@@ -228,16 +235,24 @@ impl Reader<'_> {
                 format!("record {lost} at byte {at} is damaged; it had been durable, as record {proof} after it shows");
             return Gap::End(End::Damaged { at: Some(at), why });
         }
-        if limit != u64::MAX {
-            if lost >= limit {
-                return Gap::End(End::Whole);
+        // Every write ends with a frame head of zeros, so that what a recycled file held before is never next.
+        let head = bytes.get(at..bytes.len().min(at + format::FRAME_BYTES)).unwrap_or_default();
+        let clean = later == 0 && head.iter().all(|b| *b == 0);
+        Gap::End(match (next, clean) {
+            (None, true) => End::Whole,
+            (None, false) => End::Torn { at, whole: later },
+            _ if lost >= limit => End::Whole,
+            // The next one will say what is missing.
+            (Some(false), true) => End::Whole,
+            (Some(true), true) => {
+                End::Damaged { at: Some(at), why: format!("records {lost} to {} are missing", limit - 1) }
             }
-            let why = format!("record {lost} at byte {at} is damaged; it had been durable, as a later segment shows");
-            return Gap::End(End::Damaged { at: Some(at), why });
-        }
-        // What a recycled file held before is no torn record: such a one shows its index.
-        let torn = later > 0 || format::claimed_index(bytes, at) == Some(last + 1);
-        Gap::End(if torn { End::Torn { at, whole: later } } else { End::Whole })
+            (Some(_), false) => {
+                let why =
+                    format!("record {lost} at byte {at} is damaged; it had been durable, as a later segment shows");
+                End::Damaged { at: Some(at), why }
+            }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The files of the log directory: listing, making, recycling.
 
-use super::format::{HEADER_BYTES, Header};
+use super::format::{FRAME_BYTES, HEADER_BYTES, Header};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -74,6 +74,12 @@ pub(super) fn create(dir: &Path, header: &Header, bytes: u64, spare: Option<Path
         file.set_len(bytes)?;
     }
     file.write_all_at(&header.encode(), 0)?;
+    // The mark of the end: no record yet.
+    let mark = [0; FRAME_BYTES];
+    file.write_all_at(
+        &mark[..FRAME_BYTES.min(bytes.saturating_sub(HEADER_BYTES as u64) as usize)],
+        HEADER_BYTES as u64,
+    )?;
     file.sync_all()?;
     fs::rename(&from, &path)?;
     sync_dir(dir)?;

@@ -27,6 +27,20 @@ pub trait Transport: Send + Sync + 'static {
 pub trait Sink: Send + Sync + 'static {
     /// A message arrived, a connection came or went, a transfer ended.
     fn event(&self, event: Event);
+    /// Addresses of a member, best first, as far as they are known from earlier runs.
+    fn urls_of(&self, replica: ReplicaId) -> Vec<String> {
+        let _ = replica;
+        Vec::new()
+    }
+}
+
+impl Sink for crate::engine::Engine {
+    fn event(&self, event: Event) {
+        crate::engine::Engine::event(self, event);
+    }
+    fn urls_of(&self, replica: ReplicaId) -> Vec<String> {
+        self.view(|view| view.member(replica).map(|m| m.urls.clone()).unwrap_or_default())
+    }
 }
 
 /// The transport's part of `Io::Fetch`.

@@ -4,7 +4,7 @@ mod conditional;
 pub(crate) mod error;
 mod file;
 mod guard;
-mod node;
+pub(crate) mod node;
 pub(crate) mod path;
 mod range;
 
@@ -22,6 +22,8 @@ use ice_core::event::{Ack, Admin};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub(crate) use node::version_text;
 
 /// What the API asks of the node. Calls may block for a short while, `sync` for its timeout.
 pub trait Cluster: Send + Sync + 'static {
@@ -75,6 +77,7 @@ pub fn router(rt: Rt, files: Arc<dyn FileService>, cluster: Arc<dyn Cluster>, ne
         .route("/v1/status", get(node::status).fallback(only_get))
         .route("/v1/conflicts", get(node::conflicts).fallback(only_get))
         .route("/v1/index", get(node::index).fallback(only_get))
+        .route("/v1/list", get(node::list).fallback(only_get))
         .route("/v1/peers", get(node::peers).fallback(only_get))
         .route("/v1/peers/register", post(node::register).put(node::register).fallback(only_post_or_put))
         .route(

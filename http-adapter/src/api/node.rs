@@ -1,8 +1,8 @@
 //! Everything but files: health, identity, members, counters, the index.
 
-use super::Shared;
 use super::error::Failure;
-use super::path::text_param;
+use super::path::{dir_param, text_param};
+use super::{App, Shared};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
@@ -15,6 +15,7 @@ use http::{HeaderValue, StatusCode, header};
 use ice_core::event::Admin;
 use ice_host::transport::url::BaseUrl;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,10 +25,10 @@ pub(crate) fn version_text() -> String {
     format!("{}-dev", ice_host::VERSION)
 }
 
-/// Bytes of an index that are gathered before they are sent.
-const INDEX_PIECE_BYTES: usize = 64 * 1024;
-/// Pieces of an index that wait for a slow client.
-const INDEX_PIECES: usize = 2;
+/// Bytes of a list that are gathered before they are sent.
+const ARRAY_PIECE_BYTES: usize = 64 * 1024;
+/// Pieces of a list that wait for a slow client.
+const ARRAY_PIECES: usize = 2;
 
 pub(super) async fn health() -> &'static str {
     "ok"
@@ -112,34 +113,55 @@ pub(super) async fn stats_reset(State(app): State<Shared>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-/// One entry of the index. A path that is not UTF-8 is shown as well as possible, with its bytes percent-encoded in `raw`.
-fn index_entry(path: &[u8], size: u64, mtime: i64) -> Value {
-    match std::str::from_utf8(path) {
-        Ok(path) => json!({"path": path, "size": size, "mtime": mtime}),
-        Err(_) => json!({
-            "path": String::from_utf8_lossy(path),
-            "size": size,
-            "mtime": mtime,
-            "raw": percent_encode(path, NON_ALPHANUMERIC).to_string(),
-        }),
+/// A name or path in JSON. What is not UTF-8 is shown as well as possible, with its bytes percent-encoded in `raw`.
+fn named(key: &str, bytes: &[u8], mut entry: Value) -> Value {
+    entry[key] = String::from_utf8_lossy(bytes).into();
+    if std::str::from_utf8(bytes).is_err() {
+        entry["raw"] = percent_encode(bytes, NON_ALPHANUMERIC).to_string().into();
     }
+    entry
 }
 
-/// Streams, in memory that does not depend on the number of files.
+/// All regular files of the volume.
 pub(super) async fn index(State(app): State<Shared>) -> Result<Response, Failure> {
-    let (mut pieces, body) = mpsc::channel::<io::Result<Bytes>>(INDEX_PIECES);
     let files = app.files.clone();
-    let walking = app.rt.blocking(move || {
+    stream_array(&app, move |add| {
+        files.walk(&mut |path, meta| add(named("path", path, json!({"size": meta.size, "mtime": meta.mtime_ns()}))))
+    })
+    .await
+}
+
+/// What is in one directory: `path`, or without it the root.
+pub(super) async fn list(State(app): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Failure> {
+    let dir = dir_param(query.as_deref())?;
+    let files = app.files.clone();
+    stream_array(&app, move |add| {
+        files.list(dir.as_ref(), &mut |name, meta| {
+            let kind = meta.kind.word();
+            add(named("name", name, json!({"kind": kind, "size": meta.size, "mtime": meta.mtime_ns()})))
+        })
+    })
+    .await
+}
+
+/// Streams a JSON array, in memory that does not depend on its length. `produce` hands its elements to the function that
+/// it is given, until that says `false`.
+async fn stream_array<P>(app: &App, produce: P) -> Result<Response, Failure>
+where
+    P: FnOnce(&mut dyn FnMut(Value) -> bool) -> Result<(), Errno> + Send + 'static,
+{
+    let (mut pieces, mut body) = mpsc::channel::<Result<Bytes, Errno>>(ARRAY_PIECES);
+    let producing = app.rt.blocking(move || {
         let mut piece = vec![b'['];
         let mut first = true;
         let mut listening = true;
-        let outcome = files.walk(&mut |path, meta| {
+        let outcome = produce(&mut |element| {
             if !first {
                 piece.push(b',');
             }
             first = false;
-            piece.extend_from_slice(index_entry(path, meta.size, meta.mtime_ns()).to_string().as_bytes());
-            if piece.len() >= INDEX_PIECE_BYTES {
+            piece.extend_from_slice(element.to_string().as_bytes());
+            if piece.len() >= ARRAY_PIECE_BYTES {
                 // A client that reads nothing loses its connection, and with it the receiver, after a while.
                 listening = block_on(pieces.send(Ok(std::mem::take(&mut piece).into()))).is_ok();
             }
@@ -147,20 +169,18 @@ pub(super) async fn index(State(app): State<Shared>) -> Result<Response, Failure
         });
         if listening {
             piece.push(b']');
-            let last = outcome.map(|()| piece.into()).map_err(io::Error::from);
-            // Nobody listens any more: nothing to tell.
-            let _ = block_on(pieces.send(last));
+            // If nobody listens any more, there is nobody to tell.
+            let _ = block_on(pieces.send(outcome.map(|()| piece.into())));
         }
     });
-    drop(walking);
+    // It runs on; its results come through the channel.
+    drop(producing);
     // The first piece decides the status: an error after it can only break the connection.
-    let mut body = body;
     let first = match body.next().await {
-        Some(Ok(first)) => first,
-        Some(Err(e)) => return Err(Failure::internal(e)),
-        None => return Err(Failure::internal("the walk ended without a word")),
+        Some(first) => first?,
+        None => return Err(Failure::internal("the list ended without a word")),
     };
-    let body = futures::stream::once(async move { Ok(first) }).chain(body);
+    let body = futures::stream::once(async move { Ok(first) }).chain(body).map(|piece| piece.map_err(io::Error::from));
     let mut response = Body::from_stream(body).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)

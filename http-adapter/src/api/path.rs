@@ -58,6 +58,14 @@ pub(crate) fn path_param(query: Option<&str>) -> Result<RelPath, Failure> {
     RelPath::parse(&path).ok_or_else(|| Failure::bad_request("invalid_path", "invalid path"))
 }
 
+/// The `path` parameter of a directory: nothing, `/` and `.` mean the root.
+pub(crate) fn dir_param(query: Option<&str>) -> Result<Option<RelPath>, Failure> {
+    match param(query, "path") {
+        Some(path) if path.split(|b| *b == b'/').any(|c| !c.is_empty() && c != b".") => path_param(query).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// A parameter that is text.
 pub(crate) fn text_param(query: Option<&str>, name: &str) -> Option<String> {
     param(query, name).and_then(|v| String::from_utf8(v).ok()).filter(|v| !v.is_empty())

@@ -242,9 +242,15 @@ impl Inner {
     }
 
     pub(super) fn urls_of(&self, replica: ReplicaId) -> Vec<BaseUrl> {
-        let directory = lock(&self.directory);
-        let urls = directory.0.get(&replica).map_or(&[][..], |(_, urls)| urls);
-        urls.iter().filter_map(|u| BaseUrl::parse(u).ok()).collect()
+        let heard = lock(&self.directory).0.get(&replica).map(|(_, urls)| urls.clone()).unwrap_or_default();
+        let known = self.sink.get().map(|sink| sink.urls_of(replica)).unwrap_or_default();
+        let mut urls: Vec<BaseUrl> = Vec::new();
+        for url in heard.iter().chain(&known).filter_map(|u| BaseUrl::parse(u).ok()) {
+            if !urls.contains(&url) {
+                urls.push(url);
+            }
+        }
+        urls
     }
 
     /// Room for one more connection?

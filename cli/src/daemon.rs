@@ -1,0 +1,180 @@
+//! The life of the daemon around its node: log, signals, orderly end.
+//!
+//! SIGTERM and SIGINT stop the node in order, within a deadline; a second one ends the process at once. SIGHUP reopens
+//! the log file. A panic anywhere is a bug in this program: it is logged and aborts the process, for a node whose state can no longer be
+//! trusted must not go on answering.
+
+use crate::args;
+use crate::logging::LogTarget;
+use anyhow::{Context, Result, bail};
+use ice_host::config::Config;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// How long an orderly stop may take.
+pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Names the process that must outlive this one (`icecluster dev`): its end is taken as SIGTERM.
+pub const PARENT_VARIABLE: &str = "ICECLUSTER_PARENT";
+
+/// A node at work, as the daemon needs it.
+pub trait Running {
+    /// Ends its work in order, by `deadline` at the latest: no new requests, running ones answered, everything durable,
+    /// the mount gone, the peers told.
+    fn stop(self: Box<Self>, deadline: Instant) -> Result<()>;
+}
+
+/// Starts a node. It may keep the handle to end the daemon when it cannot go on.
+pub type Start = fn(&Config, Handle) -> Result<Box<dyn Running>>;
+
+/// What the main thread waits for.
+enum Event {
+    Stop(&'static str),
+    Reopen,
+    Failed(anyhow::Error),
+}
+
+/// Lets the node end the daemon.
+#[derive(Clone)]
+pub struct Handle(SyncSender<Event>);
+
+impl Handle {
+    /// The node cannot go on: the daemon logs why, stops it and exits with 1.
+    pub fn fail(&self, why: anyhow::Error) {
+        // A full queue means that the end has been asked for already.
+        let _ = self.0.try_send(Event::Failed(why));
+    }
+}
+
+/// Runs a node until a signal or a failure ends it; the code to exit with.
+pub fn run(config: &Config, start: Start) -> u8 {
+    match run_inner(config, start) {
+        Ok(()) => args::OK,
+        Err(error) => {
+            if LOGGING.get().is_some() {
+                tracing::error!("{error:#}");
+            }
+            eprintln!("icecluster: {error:#}");
+            args::FAILED
+        }
+    }
+}
+
+/// Set once log lines go where they should.
+static LOGGING: OnceLock<()> = OnceLock::new();
+
+fn run_inner(config: &Config, start: Start) -> Result<()> {
+    follow_parent()?;
+    let log = LogTarget::new(config.log_file.as_deref())?;
+    log.install(config.log_verbose)?;
+    let _ = LOGGING.set(());
+    abort_on_panic();
+    tracing::info!("icecluster version: {}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
+
+    raise_descriptor_limit();
+    let (events, inbox) = sync_channel(16);
+    watch_signals(events.clone())?;
+    let node = start(config, Handle(events)).context("cannot start")?;
+    let reason = wait(&inbox, &log);
+    match &reason {
+        Ok(signal) => tracing::info!("{signal}: stopping"),
+        Err(error) => tracing::error!("stopping: {error:#}"),
+    }
+    arm_watchdog(STOP_LIMIT + Duration::from_secs(2))?;
+    let stopped = node.stop(Instant::now() + STOP_LIMIT).context("did not stop in order");
+    reason?;
+    stopped?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Which signal asks for the end, or why the node failed.
+fn wait(inbox: &Receiver<Event>, log: &LogTarget) -> Result<&'static str> {
+    loop {
+        match inbox.recv().context("the signal thread has ended")? {
+            Event::Stop(signal) => return Ok(signal),
+            Event::Failed(error) => return Err(error),
+            Event::Reopen => match log.reopen() {
+                Ok(()) => tracing::info!("SIGHUP: log reopened"),
+                Err(error) => tracing::error!("SIGHUP: {error:#}"),
+            },
+        }
+    }
+}
+
+fn watch_signals(events: SyncSender<Event>) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signal handlers")?;
+    let watch = move || {
+        let mut stopping = false;
+        for signal in signals.forever() {
+            let event = match signal {
+                SIGHUP => Event::Reopen,
+                _ if stopping => {
+                    tracing::warn!("second signal: ending at once");
+                    std::process::exit(i32::from(args::FAILED));
+                }
+                _ => {
+                    stopping = true;
+                    Event::Stop(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" })
+                }
+            };
+            // While the node is still starting nobody takes events: a few reopen requests may get lost, an end may not.
+            if let (Err(std::sync::mpsc::TrySendError::Full(event)), true) = (events.try_send(event), stopping) {
+                let _ = events.send(event);
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).context("signal thread")?;
+    Ok(())
+}
+
+/// Ends the process when an orderly stop does not come to its end.
+fn arm_watchdog(limit: Duration) -> Result<()> {
+    let watch = move || {
+        std::thread::sleep(limit);
+        tracing::error!("the stop hangs: ending without it");
+        eprintln!("icecluster: the stop hangs: ending without it");
+        std::process::exit(i32::from(args::FAILED));
+    };
+    std::thread::Builder::new().name("stop-watchdog".into()).spawn(watch).context("watchdog thread")?;
+    Ok(())
+}
+
+fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|info| {
+        let trace = std::backtrace::Backtrace::force_capture();
+        tracing::error!("bug: {info}\n{trace}");
+        eprintln!("icecluster: bug: {info}");
+        std::process::abort();
+    }));
+}
+
+/// A file that a program holds open in the mount is open here, too: take what the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!("open files stay limited to {current:?}: {error}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn follow_parent() -> Result<()> {
+    let Ok(parent) = std::env::var(PARENT_VARIABLE) else { return Ok(()) };
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    // The parent may have ended before that.
+    let now = rustix::process::getppid().map(|p| p.as_raw_nonzero().to_string());
+    if now.as_deref() != Some(&parent) {
+        bail!("process {parent}, which started this one, has ended");
+    }
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn follow_parent() -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! Files of a cluster on this machine: `DIR/nodeN/{config.yml,log,data,backing,mount}` and `DIR/cluster.json`.
+
+use super::Options;
+use anyhow::{Context, Result, bail};
+use ice_host::config::Config;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Pid;
+use serde_json::json;
+use std::fs::File;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+
+/// Which runtimes the nodes use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Runtime {
+    /// tokio on all nodes.
+    Tokio,
+    /// smol on all nodes.
+    Smol,
+    /// tokio on the first, smol on the second, and so on.
+    Mixed,
+}
+
+/// Where things of one node are.
+pub struct NodeFiles {
+    /// `node1` and so on.
+    pub name: String,
+    /// Base URL.
+    pub url: String,
+    /// Configuration file.
+    pub config: PathBuf,
+    /// Its output.
+    pub log: PathBuf,
+    /// The node's own records.
+    pub data: PathBuf,
+    /// The files.
+    pub backing: PathBuf,
+    /// Where they are mounted, if they are.
+    pub mount: Option<PathBuf>,
+}
+
+impl NodeFiles {
+    /// Where a user works.
+    pub fn directory(&self) -> &Path {
+        self.mount.as_deref().unwrap_or(&self.backing)
+    }
+
+    /// The process that runs on the data directory now, if one does: it holds a lock, and its number is in the locked file.
+    pub fn owner(&self) -> Option<Pid> {
+        let mut file = File::open(self.data.join("lock")).ok()?;
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return None;
+        }
+        let mut pid = String::new();
+        file.read_to_string(&mut pid).ok()?;
+        Pid::from_raw(pid.trim().parse().ok()?)
+    }
+
+    /// The last lines of the log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+/// A whole cluster's files.
+pub struct Layout {
+    /// The directory that holds all of them.
+    pub dir: PathBuf,
+    /// In order.
+    pub nodes: Vec<NodeFiles>,
+    /// It was made by us, and nobody asked for it by name.
+    temporary: bool,
+}
+
+impl Layout {
+    /// Makes directories and configuration files, or finds those that are there.
+    pub fn prepare(options: &Options, mount: bool) -> Result<Layout> {
+        let (dir, temporary) = match &options.dir {
+            Some(dir) => {
+                std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+                (dir.canonicalize().with_context(|| dir.display().to_string())?, false)
+            }
+            None => (fresh_dir()?, true),
+        };
+        let mut taken = vec![];
+        let mut nodes = vec![];
+        for i in 1..=options.nodes {
+            let name = format!("node{i}");
+            let home = dir.join(&name);
+            let config = home.join("config.yml");
+            if config.exists() {
+                nodes.push(existing(&name, &home, config)?);
+            } else {
+                let url = format!("http://127.0.0.1:{}", free_port(options.port, &mut taken)?);
+                nodes.push(NodeFiles {
+                    name,
+                    url,
+                    config,
+                    log: home.join("log"),
+                    data: home.join("data"),
+                    backing: home.join("backing"),
+                    mount: mount.then(|| home.join("mount")),
+                });
+            }
+        }
+        for (i, node) in nodes.iter().enumerate().filter(|(_, n)| !n.config.exists()) {
+            for part in [Some(&node.data), Some(&node.backing), node.mount.as_ref()].into_iter().flatten() {
+                std::fs::create_dir_all(part).with_context(|| format!("cannot create {}", part.display()))?;
+            }
+            let runtime = match options.runtime {
+                Runtime::Tokio => "tokio",
+                Runtime::Smol => "smol",
+                Runtime::Mixed => ["tokio", "smol"][i % 2],
+            };
+            let others = nodes.iter().filter(|n| n.name != node.name).map(|n| n.url.as_str());
+            let text = config_text(node, runtime, &others.collect::<Vec<_>>().join(","))?;
+            std::fs::write(&node.config, text).with_context(|| node.config.display().to_string())?;
+        }
+        Ok(Layout { dir, nodes, temporary })
+    }
+
+    /// `cluster.json`: everything that is printed, for scripts.
+    pub fn write_summary(&self, pids: &[Option<u32>]) -> Result<()> {
+        let nodes: Vec<_> = std::iter::zip(&self.nodes, pids)
+            .map(|(n, pid)| {
+                json!({
+                    "name": n.name, "pid": pid, "url": n.url, "config": n.config, "log": n.log, "data": n.data,
+                    "backing": n.backing, "mount": n.mount,
+                })
+            })
+            .collect();
+        let path = self.dir.join("cluster.json");
+        let text = format!("{:#}\n", json!({ "pid": std::process::id(), "nodes": nodes }));
+        // Readers that poll for the file see it whole or not at all.
+        let draft = self.dir.join("cluster.json.new");
+        std::fs::write(&draft, text).with_context(|| draft.display().to_string())?;
+        std::fs::rename(&draft, &path).with_context(|| path.display().to_string())
+    }
+
+    /// Removes a temporary directory into which no file was put; says where everything is otherwise.
+    pub fn finish(&self) -> Result<()> {
+        if self.temporary && self.nodes.iter().all(|n| is_empty(&n.backing)) {
+            return std::fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()));
+        }
+        say!("Everything is kept; start it again with: icecluster dev --dir {}", self.dir.display());
+        Ok(())
+    }
+}
+
+/// No user's file. What cannot be read counts as something.
+fn is_empty(dir: &Path) -> bool {
+    let Ok(mut entries) = std::fs::read_dir(dir) else { return !dir.exists() };
+    entries.next().is_none()
+}
+
+fn fresh_dir() -> Result<PathBuf> {
+    let made = tempfile::Builder::new().prefix("icecluster-dev-").tempdir();
+    let dir = made.context("cannot create a temporary directory")?.keep();
+    dir.canonicalize().with_context(|| dir.display().to_string())
+}
+
+fn free_port(first: u16, taken: &mut Vec<u16>) -> Result<u16> {
+    let candidates = (first..=u16::MAX).take(1000).filter(|p| !taken.contains(p));
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    match candidates.into_iter().find(free) {
+        Some(port) => {
+            taken.push(port);
+            Ok(port)
+        }
+        None => bail!("no free port from {first} on"),
+    }
+}
+
+fn config_text(node: &NodeFiles, runtime: &str, join: &str) -> Result<String> {
+    let value = json!({
+        "node_id": node.name,
+        "bind": node.url.trim_start_matches("http://"),
+        "advertise": node.url,
+        "join": join,
+        "data": node.data,
+        "backing": node.backing,
+        "mount": node.mount.clone().unwrap_or_default(),
+        "runtime": runtime,
+        // Everything is on one machine: what does not answer at once is gone.
+        "keepalive": "1s",
+    });
+    let text = serde_yaml::to_string(&value).context("configuration")?;
+    Ok(format!("# Written by `icecluster dev`, which keeps it as it is when it starts this directory again.\n{text}"))
+}
+
+fn existing(name: &str, home: &Path, config: PathBuf) -> Result<NodeFiles> {
+    let parsed = Config::load(&config)?;
+    let urls = parsed.advertised(parsed.bind.port)?;
+    let Some(url) = urls.into_iter().next() else { bail!("{}: no address to reach it by", config.display()) };
+    Ok(NodeFiles {
+        name: name.to_owned(),
+        url,
+        log: home.join("log"),
+        data: parsed.data,
+        backing: parsed.backing,
+        mount: parsed.mount,
+        config,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ice_host::identity::DataDir;
+
+    #[test]
+    fn the_owner_of_a_data_directory_is_seen_while_it_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeFiles {
+            name: "n".into(),
+            url: String::new(),
+            config: PathBuf::new(),
+            log: PathBuf::new(),
+            data: dir.path().join("data"),
+            backing: PathBuf::new(),
+            mount: None,
+        };
+        assert_eq!(node.owner(), None);
+        let held = DataDir::open(&node.data).unwrap();
+        assert_eq!(node.owner().map(|p| p.as_raw_nonzero().get()), Some(std::process::id() as i32));
+        drop(held);
+        assert_eq!(node.owner(), None);
+    }
+}

@@ -1,0 +1,257 @@
+//! Configuration files as users write them, right and wrong.
+
+use ice_core::event::Ack;
+use ice_host::config::{BindAddr, Config, ConfigError, RuntimeKind, Secret, TlsFiles, known_keys};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn parse(text: &str) -> Result<Config, String> {
+    with_env(text, &[])
+}
+fn with_env(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+    let env: HashMap<&str, &str> = env.iter().copied().collect();
+    Config::from_text(text, "c.yml", &|k| env.get(k).map(|v| (*v).to_owned())).map_err(|e| {
+        let e = e.to_string();
+        assert!(!e.contains('\n'), "an error is one line: {e:?}");
+        e
+    })
+}
+fn error(text: &str) -> String {
+    parse(text).expect_err(text)
+}
+
+#[test]
+fn the_example_has_every_key_at_its_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/icecluster.example.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(parse(&text).unwrap(), Config::default());
+    for key in known_keys() {
+        assert!(text.lines().any(|l| l.starts_with(&format!("{}: ", key.name))), "{} is missing", key.name);
+        // The table's own idea of the default leads to the default, too.
+        assert_eq!(with_env("", &[(&env_name(key.name), key.default)]).unwrap(), Config::default(), "{}", key.name);
+    }
+    assert_eq!(Config::load(&path).unwrap().data, Path::new("/var/lib/icecluster"));
+}
+
+fn env_name(key: &str) -> String {
+    format!("ICECLUSTER_{}", key.to_ascii_uppercase())
+}
+
+#[test]
+fn nothing_is_the_default() {
+    for text in ["", "\n", "# only a comment\n", "---\n", "join:\nbind:\n", "{}"] {
+        assert_eq!(parse(text).unwrap(), Config::default(), "{text:?}");
+    }
+    let c = Config::load(Path::new("")).unwrap();
+    assert_eq!(c.bind.to_string(), ":9000");
+    assert!(!c.node_id.is_empty());
+}
+
+#[test]
+fn every_key_is_understood() {
+    let c = parse(
+        "node_id: alpha\nbind: 10.0.0.1:9100\njoin: node2, https://node3:1/x ,node2\nadvertise: [a, 'http://b:2/']\n\
+         data: /d\nbacking: /b\nmount: /m\nkeepalive: 1.5s\nkeepalive_failures: 3\nclock_skew_max: 250ms\n\
+         sync_mode: latest\nconsistency_interval: 10m\nconsistency_mode: report\nlog_file: /l\nlog_verbose: yes\n\
+         ready_require_sync: false\nready_require_peer: true\napi_token: s3cret\ntls_cert: /c.pem\ntls_key: /k.pem\n\
+         cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\nfuse_threads: 4\n\
+         lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n",
+    )
+    .unwrap();
+    let want = Config {
+        node_id: "alpha".into(),
+        bind: BindAddr::parse("10.0.0.1:9100").unwrap(),
+        join: vec!["https://node2:9000".into(), "https://node3:1".into()],
+        advertise: vec!["https://a:9000".into(), "http://b:2".into()],
+        data: "/d".into(),
+        backing: "/b".into(),
+        mount: Some("/m".into()),
+        keepalive: Duration::from_millis(1500),
+        keepalive_failures: 3,
+        clock_skew_max: Duration::from_millis(250),
+        scan_interval: Some(Duration::from_secs(600)),
+        log_file: Some("/l".into()),
+        log_verbose: true,
+        ready_require_sync: false,
+        ready_require_peer: true,
+        api_token: Secret::new("s3cret"),
+        tls: Some(TlsFiles { cert: "/c.pem".into(), key: "/k.pem".into() }),
+        cacert: Some("/ca.pem".into()),
+        ack: Ack::Quorum,
+        close_ack: Ack::All,
+        ack_timeout: Duration::from_secs(120),
+        runtime: RuntimeKind::Smol,
+        trace: Some("/t".into()),
+        fuse_threads: 4,
+    };
+    assert_eq!(c, want);
+    assert!(!format!("{c:?}").contains("s3cret"), "the token must not reach a log");
+}
+
+#[test]
+fn zero_and_less_mean_the_default_where_the_original_says_so() {
+    let c = parse("keepalive: 0\nkeepalive_failures: -2\nclock_skew_max: -1s\nconsistency_interval: 0\n").unwrap();
+    assert_eq!(c, Config::default());
+}
+
+#[test]
+fn unknown_keys_name_line_and_neighbour() {
+    assert_eq!(
+        error("data: /d\n# x\nbakcing: /b\n"),
+        "c.yml: unknown key `bakcing` at line 3; did you mean `backing`?"
+    );
+    assert_eq!(error("node-id: x"), "c.yml: unknown key `node-id` at line 1; did you mean `node_id`?");
+    assert_eq!(error("{bind: ':1', Mount: /m}"), "c.yml: unknown key `Mount` at line 1; did you mean `mount`?");
+    let e = error("replicas: 3");
+    assert!(e.starts_with("c.yml: unknown key `replicas` at line 1; the nearest known key is `"), "{e}");
+    assert_eq!(error("bind: ':1'\nbind: ':2'"), "c.yml: the key `bind` is given a second time at line 2");
+    assert!(error(&format!("{}: 1", "x".repeat(900))).len() < 300);
+}
+
+#[test]
+fn wrong_values_name_key_and_line() {
+    for (text, want) in [
+        (
+            "\nkeepalive: 60",
+            "c.yml: `keepalive` at line 2: missing unit in duration `60`: write it like 300ms, 1m30s or 2h",
+        ),
+        ("keepalive: fast", "c.yml: `keepalive` at line 1: invalid duration `fast`: write it like 300ms, 1m30s or 2h"),
+        ("keepalive: [1s]", "c.yml: `keepalive` at line 1: a duration like 1m30s is expected, not a list"),
+        ("api_token: 12345", "c.yml: `api_token` at line 1: a text is expected, not a number: put it in quotes"),
+        (
+            "api_token: 'a b'",
+            "c.yml: `api_token` at line 1: it may only contain visible ASCII characters, without spaces",
+        ),
+        ("log_verbose: maybe", "c.yml: `log_verbose` at line 1: true or false is expected, not `maybe`"),
+        ("ack: most", "c.yml: `ack` at line 1: `most` is no policy: use auto, local, one, quorum or all"),
+        ("runtime: glib", "c.yml: `runtime` at line 1: `glib` is no runtime: use tokio or smol"),
+        ("fuse_threads: 65", "c.yml: `fuse_threads` at line 1: 65 is too much: at most 64"),
+        (
+            "bind: nine",
+            "c.yml: `bind` at line 1: `nine` is no address to listen on: write it like :9000, 10.0.0.1:9000 or [::1]:9000",
+        ),
+        ("data: ''", "c.yml: `data` at line 1: it must not be empty"),
+        ("join: ftp://x", "c.yml: `join`: `ftp://x` is no base URL of a node: only http and https are possible"),
+        ("tls_key: /k", "c.yml: `tls_key` is set, but `tls_cert` is not: HTTPS needs both"),
+    ] {
+        assert_eq!(error(text), want);
+    }
+    assert!(error("- a\n- b").contains("lines of the form `key: value`"));
+    assert!(error("just words").contains("lines of the form `key: value`"));
+    assert!(error("a: b: c").contains("line 1"));
+    assert!(error("bind: \"x").contains("line"));
+}
+
+#[test]
+fn keys_of_features_to_come_are_refused_unless_default() {
+    for (text, what) in [
+        ("hooks_dir: /hooks", "hooks"),
+        ("hooks_timeout: 3s", "hooks"),
+        ("hooks_log_file: /x", "hooks"),
+        ("lock_timeout: 6s", "cluster-wide locks"),
+        ("lock_retry: 1s", "cluster-wide locks"),
+        ("allow_delete_while_locked: true", "cluster-wide locks"),
+        ("sync_mode: force", "joining by force"),
+        ("consistency_mode: latest", "repair by the scan"),
+        ("consistency_mode: force", "repair by the scan"),
+    ] {
+        let e = error(text);
+        assert!(e.contains("this version does not have") && e.contains(what) && e.contains("at line 1"), "{e}");
+    }
+    assert_eq!(error("sync_mode: newest"), "c.yml: `sync_mode` at line 1: `newest` is not known: use latest");
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let c = with_env(
+        "bind: ':1'\nkeepalive: 5s\n",
+        &[
+            ("ICECLUSTER_BIND", ":2"),
+            ("ICECLUSTER_KEEPALIVE_FAILURES", "4"),
+            ("ICECLUSTER_LOG_VERBOSE", "true"),
+            ("ICECLUSTER_JOIN", "a,b"),
+            ("ICECLUSTER_API_TOKEN", "12345"),
+            ("ICECLUSTER_MOUNT", ""),
+            // As Kubernetes sets for a service of this name: not ours.
+            ("ICECLUSTER_SERVICE_HOST", "10.0.0.1"),
+        ],
+    )
+    .unwrap();
+    assert_eq!((c.bind.port, c.keepalive_failures, c.log_verbose, c.mount), (2, 4, true, None));
+    assert_eq!(c.keepalive, Duration::from_secs(5));
+    assert_eq!(c.join, ["http://a:9000", "http://b:9000"]);
+    assert_eq!(c.api_token.expose(), "12345");
+    let e = with_env("", &[("ICECLUSTER_KEEPALIVE", "5")]).unwrap_err();
+    assert!(e.starts_with("the environment: ICECLUSTER_KEEPALIVE: missing unit"), "{e}");
+}
+
+#[test]
+fn directories_must_not_swallow_each_other() {
+    let t = tempfile::tempdir().unwrap();
+    let root = t.path().canonicalize().unwrap();
+    let try_places = |data: &str, backing: &str, mount: &str| {
+        let p = |s: &str| if s.is_empty() { String::new() } else { root.join(s).display().to_string() };
+        parse(&format!("data: '{}'\nbacking: '{}'\nmount: '{}'\n", p(data), p(backing), p(mount)))
+    };
+    for (data, backing, mount) in [("d", "b", "m"), ("d", "d/files", "d/mnt"), ("d", "b", ""), ("b2", "b", "b3")] {
+        try_places(data, backing, mount).unwrap();
+    }
+    for (data, backing, mount, why) in [
+        ("d", "b", "b", "are the same directory"),
+        ("b", "b", "m", "are the same directory"),
+        ("d", "b", "b/m", "would contain itself"),
+        ("d", "m/b", "m", "would hide it"),
+        ("m/d", "b", "m", "would hide it"),
+        ("d", "b", "d", "would hide it"),
+        ("b/d", "b", "m", "would be mirrored"),
+        ("d", "d/log/b", "m", "used for other things"),
+        ("d", "b", "x/../b/m", "would contain itself"),
+    ] {
+        let e = try_places(data, backing, mount).unwrap_err();
+        assert!(e.contains(why), "{data} {backing} {mount}: {e}");
+    }
+    // A symbolic link is no way around it.
+    std::fs::create_dir(root.join("b")).unwrap();
+    std::os::unix::fs::symlink(root.join("b"), root.join("link")).unwrap();
+    assert!(try_places("d", "b", "link/m").unwrap_err().contains("would contain itself"));
+    assert!(try_places("link/d", "b", "m").unwrap_err().contains("would be mirrored"));
+
+    let e = error("data: /d\nbacking: /b\nmount: /m\nlog_file: /m/log\n");
+    assert_eq!(e, "c.yml: `log_file` (/m/log) must not be inside `mount` or `backing`");
+    assert!(error("backing: /").contains("must not be the root directory"));
+    let c = parse("data: d\nbacking: b\nmount: m\n").unwrap();
+    assert_eq!(c.data, std::env::current_dir().unwrap().join("d"), "relative paths are made absolute");
+}
+
+#[test]
+fn files_that_are_none() {
+    let t = tempfile::tempdir().unwrap();
+    let path = t.path().join("no.yml");
+    assert!(matches!(Config::load(&path), Err(ConfigError::NotFound(p)) if p == path));
+    let e = Config::load(t.path()).unwrap_err().to_string();
+    assert!(e.contains("irectory"), "{e}");
+    let write = |bytes: &[u8]| -> PathBuf {
+        std::fs::write(&path, bytes).unwrap();
+        path.clone()
+    };
+    assert!(Config::load(&write(b"bind: \xff")).unwrap_err().to_string().contains("not UTF-8 text (byte 6)"));
+    assert!(Config::load(&write(&vec![b'#'; 1_000_001])).unwrap_err().to_string().contains("larger than"));
+    // Nested aliases that would unfold to billions of values, and brackets without end.
+    let mut bomb = String::from("join: [&a0 [x, x]");
+    for i in 1..40 {
+        bomb += &format!(", &a{i} [*a{}, *a{}]", i - 1, i - 1);
+    }
+    bomb += "]\n";
+    assert!(Config::load(&write(bomb.as_bytes())).is_err());
+    assert!(Config::load(&write("[".repeat(100_000).as_bytes())).is_err());
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn no_text_panics(text in "(node_id|bind|join|mount|keepalive|x|-|:| |\n|\\[|\\]|\\{|\\}|'|\"|&a|\\*a|!t|#|[a-z0-9.]){0,30}") {
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,98 @@
+//! The judge of bytes: remembers every version that any user wrote and what may happen to it.
+//!
+//! A version may vanish only if somebody who saw it wrote over it or deleted it, or if a fault took it before it was
+//! promised to anybody. It knows nothing of operations, stamps or trees.
+
+use crate::content::Content;
+use ice_core::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What became of one version.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// Its bytes.
+    pub content: Content,
+    /// Who wrote it.
+    pub node: usize,
+    /// When it was closed.
+    pub at: Instant,
+    /// Where.
+    pub path: String,
+    /// Somebody who saw it wrote over it, or deleted the last name he saw it under.
+    pub ended: bool,
+    /// `fsync` was acknowledged with this many copies.
+    pub copies: u32,
+    /// Disks that were lost since, and may have held one of those copies.
+    pub disks_lost: u32,
+    /// A fault took it before it was promised.
+    pub excused: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Ledger {
+    versions: Vec<Version>,
+    /// The last version of each token.
+    by_token: BTreeMap<u32, Vec<usize>>,
+}
+
+impl Ledger {
+    /// A user closed a file with these bytes.
+    pub fn wrote(&mut self, content: Content, node: usize, at: Instant, path: &str) {
+        if content.size == 0 || content.is_rotten() {
+            return;
+        }
+        self.by_token.entry(content.token).or_default().push(self.versions.len());
+        self.versions.push(Version {
+            content,
+            node,
+            at,
+            path: path.into(),
+            ended: false,
+            copies: 0,
+            disks_lost: 0,
+            excused: false,
+        });
+    }
+    /// A user who saw these bytes wrote over them or deleted them.
+    pub fn ended(&mut self, content: Content) {
+        for i in self.by_token.get(&content.token).into_iter().flatten() {
+            self.versions[*i].ended = true;
+        }
+    }
+    /// Versions of `content` that `node` wrote and that were not ended.
+    pub fn of(&self, content: Content, node: usize) -> Vec<usize> {
+        let all = self.by_token.get(&content.token).into_iter().flatten().copied();
+        all.filter(|i| self.versions[*i].node == node && !self.versions[*i].ended).collect()
+    }
+    /// `fsync` was acknowledged for this version.
+    pub fn acknowledged(&mut self, version: usize, copies: u32) {
+        let v = &mut self.versions[version];
+        v.copies = v.copies.max(copies);
+    }
+    /// What `node` wrote is excused unless it was acknowledged or somebody still holds it.
+    pub fn crashed(&mut self, node: usize, held: &BTreeSet<u32>) {
+        for v in &mut self.versions {
+            if v.node == node && !v.ended && v.copies == 0 && !held.contains(&v.content.token) {
+                v.excused = true;
+            }
+        }
+    }
+    /// A disk is gone for good, with whatever copy was on it.
+    pub fn disk_lost(&mut self, held: &BTreeSet<u32>) {
+        for v in &mut self.versions {
+            v.disks_lost += 1;
+            if v.copies <= v.disks_lost && !held.contains(&v.content.token) {
+                v.excused = true;
+            }
+        }
+    }
+    /// Versions that should be there but are not among `present`.
+    pub fn missing<'a>(&'a self, present: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Version> + 'a {
+        self.versions.iter().filter(|v| !v.ended && !v.excused && !present.contains(&v.content.token))
+    }
+    /// True if no user could have written these bytes.
+    pub fn is_foreign(&self, content: Content) -> bool {
+        content.size > 0 && !self.by_token.contains_key(&content.token)
+    }
+}

@@ -1,0 +1,396 @@
+//! The scan: compares `backing` with what the tree believes to stand there and reports the differences as changes.
+//!
+//! Runs after direct edits, after failed preconditions, and after every start that follows a crash. After a machine crash
+//! nothing that is missing counts as deleted and no bytes count as written (`Lost`, `Torn`).
+
+use crate::exec::limbo_name;
+use crate::fs::{FsOp, Ino, ROOT, SCRATCH, WORK};
+use crate::world::World;
+use ice_core::config::Ending;
+use ice_core::event::Change;
+use ice_core::ids::{InodeId, Name};
+use ice_core::op::{Attr, Kind};
+use ice_core::tree::Tree;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Rounds after which a scan waits for another time.
+const ROUNDS_MAX: usize = 200;
+
+/// A name on disk or in the tree.
+type Place = (InodeId, Name);
+
+#[derive(Default)]
+struct Found {
+    /// In the tree, not on disk; deepest last.
+    missing: Vec<(Place, InodeId)>,
+    /// On disk, not in the tree, with the directory on disk.
+    extra: Vec<(Place, Ino, Ino)>,
+    /// In both.
+    both: Vec<(InodeId, Ino)>,
+    /// Which inode the tree believes to be which object, with all its names.
+    known: BTreeMap<Ino, (InodeId, Vec<Place>)>,
+}
+
+impl World {
+    /// Compares and reports until nothing differs.
+    pub(crate) fn scan(&mut self, n: usize) {
+        let after_machine_crash = self.hosts[n].recovering && self.hosts[n].ending == Ending::MachineCrash;
+        if self.hosts[n].recovering {
+            self.repair_limbo(n);
+        }
+        let mut done: BTreeSet<(InodeId, Ino)> = BTreeSet::new();
+        let mut refused: BTreeSet<Place> = BTreeSet::new();
+        for round in 0..ROUNDS_MAX {
+            if self.failure.is_some() || !self.hosts[n].is_up() {
+                return;
+            }
+            let found = self.compare(n);
+            if self.one_round(n, &found, after_machine_crash, &mut done, &mut refused) {
+                if round + 1 == ROUNDS_MAX {
+                    self.scan_soon(n);
+                }
+                continue;
+            }
+            break;
+        }
+        self.hosts[n].recovering = false;
+    }
+
+    /// Reports something. False: nothing differs any more.
+    fn one_round(
+        &mut self,
+        n: usize,
+        found: &Found,
+        after_machine_crash: bool,
+        done: &mut BTreeSet<(InodeId, Ino)>,
+        refused: &mut BTreeSet<Place>,
+    ) -> bool {
+        // Renames and links first: an object that the tree knows stands elsewhere.
+        for (place, dir, ino) in &found.extra {
+            let Some((inode, old)) = found.known.get(ino) else { continue };
+            if refused.contains(place) {
+                continue;
+            }
+            let gone = old.iter().find(|p| found.missing.iter().any(|(m, _)| m == *p));
+            let change = match gone {
+                Some((parent, name)) if after_machine_crash => {
+                    // The rename was undone by the crash, not by anybody's will: make it again.
+                    if self.move_back(n, (*dir, place.1.clone()), (*parent, name.clone())) {
+                        return true;
+                    }
+                    continue;
+                }
+                Some((parent, name)) => Change::Rename {
+                    parent: *parent,
+                    name: name.clone(),
+                    new_parent: place.0,
+                    new_name: place.1.clone(),
+                    exchange: false,
+                },
+                None if self.hosts[n].fs.get(*ino).is_some_and(|i| i.kind.is_dir()) => continue,
+                None => Change::Link {
+                    inode: *inode,
+                    parent: place.0,
+                    name: place.1.clone(),
+                    witness: self.witness(n, *ino),
+                },
+            };
+            return self.report(n, vec![change], place, refused);
+        }
+        // What is gone must make room before something new takes its name.
+        if let Some((place, inode)) = found.missing.iter().rev().find(|(p, _)| !refused.contains(p)) {
+            let (parent, name) = place.clone();
+            let change = if after_machine_crash {
+                self.sometimes.saw("scan found something lost");
+                Change::Lost { parent, name }
+            } else {
+                self.tell(|| format!("n{} scan: {inode} is gone", n + 1));
+                Change::Remove { parent, name }
+            };
+            return self.report(n, vec![change], place, refused);
+        }
+        for (place, _, ino) in &found.extra {
+            if refused.contains(place) || found.known.contains_key(ino) {
+                continue;
+            }
+            let Some(i) = self.hosts[n].fs.get(*ino) else { continue };
+            let (kind, attrs, witness) = (i.kind.clone(), i.attrs, self.witness(n, *ino));
+            let content = i.content;
+            let (parent, name) = place.clone();
+            let change = Change::Create { parent, name, kind, attrs, witness };
+            let again = self.report(n, vec![change], place, refused);
+            if content.size > 0
+                && let Some(inode) = self.inode_of(n, *ino)
+                && let Some(change) = self.content_change(n, inode, *ino)
+            {
+                self.change(n, vec![change]);
+            }
+            let xattrs: Vec<_> = self.hosts[n].fs.get(*ino).map(|i| i.xattrs.clone()).into_iter().flatten().collect();
+            if let Some(inode) = self.inode_of(n, *ino).filter(|_| !xattrs.is_empty()) {
+                let witness = self.witness(n, *ino);
+                let changes = xattrs.into_iter().map(|(name, v)| {
+                    let value = Some(serde_bytes::ByteBuf::from(v.into_vec()));
+                    Change::Attr { inode, attr: Attr::Xattr { name, value }, witness }
+                });
+                let changes = changes.collect();
+                self.change(n, changes);
+            }
+            return again;
+        }
+        let mut any = false;
+        for (inode, ino) in &found.both {
+            if done.insert((*inode, *ino)) {
+                any |= self.inspect(n, *inode, *ino, after_machine_crash);
+            }
+        }
+        any
+    }
+
+    fn report(&mut self, n: usize, changes: Vec<Change>, place: &Place, refused: &mut BTreeSet<Place>) -> bool {
+        self.sometimes.saw("scan found a change");
+        self.tell(|| format!("n{} scan: {changes:?}", n + 1));
+        let results = self.change(n, changes);
+        if results.is_empty() || results.iter().any(Result::is_err) {
+            refused.insert(place.clone());
+        }
+        !results.is_empty()
+    }
+
+    /// What the tree believes and what the disk holds, side by side.
+    fn compare(&self, n: usize) -> Found {
+        let mut found = Found::default();
+        let host = &self.hosts[n];
+        let Some(p) = host.process.as_ref() else { return found };
+        let view = p.node.view();
+        let tree = view.tree();
+        // Everything that the tree believes to be on disk, wherever the disk has it.
+        let mut todo = vec![InodeId::ROOT];
+        while let Some(dir) = todo.pop() {
+            for c in all_children(tree, dir) {
+                if let Some(info) = tree.info(c.1)
+                    && info.witness.disk != 0
+                {
+                    let known = found.known.entry(info.witness.disk).or_insert_with(|| (c.1, Vec::new()));
+                    known.1.push((dir, c.0.clone()));
+                }
+                if c.2 {
+                    todo.push(c.1);
+                }
+            }
+        }
+        let mut todo = vec![(InodeId::ROOT, Some(ROOT))];
+        let mut at = 0;
+        while let Some((dir, on_disk)) = todo.get(at).copied() {
+            at += 1;
+            let mut names = BTreeMap::new();
+            if let Some(d) = on_disk.and_then(|ino| host.fs.get(ino)) {
+                names.clone_from(&d.children);
+            }
+            for (name, inode, is_dir) in all_children(tree, dir) {
+                let here = names.get(&name).copied().and_then(|ino| Some((ino, host.fs.get(ino)?)));
+                let kind = tree.info(inode).map(|i| (i.kind, i.witness.disk));
+                let same = match (&here, &kind) {
+                    (Some((ino, i)), Some((kind, disk))) => {
+                        // A file may be replaced by another; anything else is what it is.
+                        i.kind == *kind && (*ino == *disk || *disk == 0 || fits(&found, *ino, &i.kind))
+                    }
+                    _ => false,
+                };
+                match here {
+                    Some((ino, _)) if same => {
+                        names.remove(&name);
+                        found.both.push((inode, ino));
+                        if is_dir {
+                            todo.push((inode, Some(ino)));
+                        }
+                    }
+                    _ => {
+                        found.missing.push(((dir, name), inode));
+                        if is_dir {
+                            todo.push((inode, None));
+                        }
+                    }
+                }
+            }
+            for (name, ino) in names {
+                found.extra.push(((dir, name), on_disk.unwrap_or(ROOT), ino));
+            }
+        }
+        found
+    }
+
+    /// One object that the tree and the disk both have. True if something was reported.
+    fn inspect(&mut self, n: usize, inode: InodeId, ino: Ino, after_machine_crash: bool) -> bool {
+        let host = &self.hosts[n];
+        let Some(p) = host.process.as_ref() else { return false };
+        if p.writers.get(&ino).is_some_and(|w| w.dirty) {
+            return false;
+        }
+        let view = p.node.view();
+        let (Some(info), Some(i)) = (view.tree().info(inode), host.fs.get(ino)) else { return false };
+        let witness = host.fs.witness(ino);
+        if info.witness == witness || inode == InodeId::ROOT {
+            return false;
+        }
+        let known = view.tree().xattrs(inode);
+        let is_file = i.kind == Kind::File;
+        let same_bytes = !is_file
+            || match info.held_content {
+                Some((size, digest)) => size == i.content.size && digest == i.content.digest(),
+                None => info.held.is_zero() && i.content.size == 0,
+            };
+        let (attrs, xattrs, content) = (i.attrs, i.xattrs.clone(), i.content);
+        let mut changes = Vec::new();
+        if info.attrs_held {
+            let mut differ = Vec::new();
+            if attrs.mode != info.attrs.mode {
+                differ.push(Attr::Mode(attrs.mode));
+            }
+            if (attrs.uid, attrs.gid) != (info.attrs.uid, info.attrs.gid) {
+                differ.push(Attr::Owner { uid: attrs.uid, gid: attrs.gid });
+            }
+            if same_bytes && is_file && attrs.mtime != info.attrs.mtime {
+                differ.push(Attr::Times { atime: attrs.atime, mtime: attrs.mtime });
+            }
+            for (name, value) in &known {
+                if xattrs.get(name) != Some(value) {
+                    let value = xattrs.get(name).map(|v| serde_bytes::ByteBuf::from(v.to_vec()));
+                    differ.push(Attr::Xattr { name: name.clone(), value });
+                }
+            }
+            for (name, value) in &xattrs {
+                if !known.iter().any(|(k, _)| k == name) {
+                    let value = Some(serde_bytes::ByteBuf::from(value.to_vec()));
+                    differ.push(Attr::Xattr { name: name.clone(), value });
+                }
+            }
+            if after_machine_crash {
+                self.set_right(n, ino, info.attrs, &known, &differ);
+            } else {
+                changes.extend(differ.into_iter().map(|attr| Change::Attr { inode, attr, witness }));
+            }
+        }
+        let witness = self.witness(n, ino);
+        if !same_bytes && after_machine_crash {
+            self.sometimes.saw("scan found something lost");
+            self.hosts[n].aside.insert(content.token);
+            changes.push(Change::Torn { inode, witness });
+        } else if !same_bytes {
+            changes.extend(self.content_change(n, inode, ino));
+        } else if changes.is_empty() {
+            changes.push(Change::Touch { inode, witness });
+        }
+        self.tell(|| format!("n{} scan: {changes:?}", n + 1));
+        self.sometimes.saw("scan found a change");
+        !self.change(n, changes).is_empty()
+    }
+
+    /// Attributes that a machine crash took back are set again.
+    fn set_right(
+        &mut self,
+        n: usize,
+        ino: Ino,
+        attrs: ice_core::op::Attrs,
+        known: &[(Box<[u8]>, Box<[u8]>)],
+        differ: &[Attr],
+    ) {
+        for attr in differ {
+            let attr = match attr {
+                Attr::Mode(_) => Attr::Mode(attrs.mode),
+                Attr::Owner { .. } => Attr::Owner { uid: attrs.uid, gid: attrs.gid },
+                Attr::Times { .. } => Attr::Times { atime: attrs.atime, mtime: attrs.mtime },
+                Attr::Xattr { name, .. } => {
+                    let value = known.iter().find(|(k, _)| k == name);
+                    let value = value.map(|(_, v)| serde_bytes::ByteBuf::from(v.to_vec()));
+                    Attr::Xattr { name: name.clone(), value }
+                }
+            };
+            let _ = self.hosts[n].fs.apply(FsOp::Attr { ino, attr });
+        }
+    }
+
+    fn move_back(&mut self, n: usize, from: (Ino, Name), to: Place) -> bool {
+        let Some(new_parent) = self.directory(n, to.0) else { return false };
+        if self.hosts[n].fs.child(new_parent, &to.1).is_some() {
+            return false;
+        }
+        let op = FsOp::Rename { parent: from.0, name: from.1, new_parent, new_name: to.1, exchange: false };
+        self.hosts[n].fs.apply(op).is_ok()
+    }
+
+    /// A crash between an action and its record may leave the tree and the disk at odds about what is set aside. What the
+    /// tree does not believe to be there is moved back to where it believes it to be, or dropped if it knows no such thing.
+    fn repair_limbo(&mut self, n: usize) {
+        let set_aside: Vec<(Name, Ino)> = match self.hosts[n].fs.get(WORK) {
+            Some(w) => w.children.iter().map(|(k, v)| (k.clone(), *v)).collect(),
+            None => return,
+        };
+        let found = self.compare(n);
+        let believed: BTreeSet<Name> = {
+            let Some(p) = self.hosts[n].process.as_ref() else { return };
+            p.node.view().tree().limbo().into_iter().map(|(e, _)| limbo_name(e)).collect()
+        };
+        for (name, ino) in set_aside {
+            if name.as_bytes().starts_with(SCRATCH) || believed.contains(&name) {
+                continue;
+            }
+            let home = found
+                .known
+                .get(&ino)
+                .and_then(|(_, places)| places.iter().find(|p| found.missing.iter().any(|(m, _)| m == *p)).cloned());
+            let back = home.is_some_and(|place| self.move_back(n, (WORK, name.clone()), place));
+            self.tell(|| format!("n{} finds {name} set aside: {}", n + 1, if back { "moved back" } else { "unknown" }));
+            if !back {
+                // Made there from bytes that others have, before it was recorded: it will be made again.
+                let below = self.hosts[n].fs.list(ino);
+                for (path, _) in below.iter().rev() {
+                    if let Some((last, dirs)) = path.split_last()
+                        && let Some(dir) = self.hosts[n].fs.walk(ino, dirs)
+                    {
+                        let _ = self.hosts[n].fs.apply(FsOp::Remove { parent: dir, name: last.clone() });
+                    }
+                }
+                let _ = self.hosts[n].fs.apply(FsOp::Remove { parent: WORK, name });
+            }
+        }
+        // The reverse: believed to be set aside, but found elsewhere.
+        let aside: Vec<(Name, Ino)> = {
+            let Some(p) = self.hosts[n].process.as_ref() else { return };
+            let view = p.node.view();
+            let disk = |inode| view.tree().info(inode).map_or(0, |i| i.witness.disk);
+            view.tree().limbo().into_iter().map(|(e, inode)| (limbo_name(e), disk(inode))).collect()
+        };
+        for (name, ino) in aside {
+            if ino == 0 || self.hosts[n].fs.child(WORK, &name).is_some() {
+                continue;
+            }
+            if let Some((place, dir, _)) = found.extra.iter().find(|(_, _, i)| *i == ino) {
+                let op = FsOp::Rename {
+                    parent: *dir,
+                    name: place.1.clone(),
+                    new_parent: WORK,
+                    new_name: name,
+                    exchange: false,
+                };
+                let _ = self.hosts[n].fs.apply(op);
+            }
+        }
+    }
+}
+
+/// A file on disk under the name of another inode: taken for a new edition of that inode unless it is known elsewhere.
+fn fits(found: &Found, ino: Ino, kind: &Kind) -> bool {
+    !found.known.contains_key(&ino) && matches!(kind, Kind::File)
+}
+
+fn all_children(tree: &Tree, dir: InodeId) -> Vec<(Name, InodeId, bool)> {
+    let mut out: Vec<(Name, InodeId, bool)> = Vec::new();
+    loop {
+        let after = out.last().map(|c| c.0.clone());
+        let some = tree.children(dir, after.as_ref(), 256);
+        if some.is_empty() {
+            return out;
+        }
+        out.extend(some.into_iter().map(|c| (c.name, c.inode, c.dir)));
+    }
+}

@@ -1,0 +1,64 @@
+//! *Sometimes* assertions: states that runs must reach now and then, or they prove nothing.
+
+use std::collections::BTreeMap;
+
+/// All names.
+pub const NAMES: &[&str] = &[
+    "apply failed: busy",
+    "apply failed: changed",
+    "bytes damaged by a fault",
+    "conflict copy made",
+    "crash between an action and its completion",
+    "crash inside an action",
+    "crash lost changes in backing",
+    "crash lost log records",
+    "checkpoint committed",
+    "disk full",
+    "entry in limbo",
+    "fetch failed",
+    "fetch succeeded",
+    "fsync acknowledged",
+    "fsync refused",
+    "log sync failed",
+    "member declared down",
+    "member recovered",
+    "message lost",
+    "message repeated",
+    "node joined later",
+    "node left",
+    "node replaced",
+    "operations asked for again",
+    "remote change applied",
+    "scan found a change",
+    "scan found something lost",
+    "state transfer used",
+    "step ran out of budget",
+    "user change not understood",
+    "user refused: busy",
+];
+
+/// Counts by name.
+#[derive(Clone, Debug, Default)]
+pub struct Sometimes(BTreeMap<&'static str, u64>);
+
+impl Sometimes {
+    /// The state was reached. Panics on a name that is not listed: that is the simulator's own mistake.
+    pub fn saw(&mut self, name: &'static str) {
+        debug_assert!(NAMES.contains(&name), "{name} is not listed");
+        *self.0.entry(name).or_default() += 1;
+    }
+    /// How often.
+    pub fn count(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+    /// Adds the counts of another run.
+    pub fn add(&mut self, other: &Sometimes) {
+        for (k, v) in &other.0 {
+            *self.0.entry(k).or_default() += v;
+        }
+    }
+    /// All that were reached, with their counts.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().map(|(k, v)| (*k, *v))
+    }
+}
