@@ -22,6 +22,7 @@
 mod adopt;
 mod apply;
 mod calls;
+mod content;
 mod create;
 mod data;
 mod dirs;
