@@ -22,6 +22,8 @@ pub trait Names {
     fn children(&self, dir: InodeId, after: Option<&Name>, max: usize) -> Vec<Child>;
     /// The inode whose id begins with these 64 bits.
     fn by_prefix(&self, prefix: u64) -> Option<InodeId>;
+    /// What is set aside: entries and what they name.
+    fn limbo(&self) -> Vec<(EntryId, InodeId)>;
     /// The extended attributes of an inode.
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)>;
 }
@@ -78,6 +80,9 @@ impl Names for Tree {
     }
     fn by_prefix(&self, prefix: u64) -> Option<InodeId> {
         Tree::by_prefix(self, prefix)
+    }
+    fn limbo(&self) -> Vec<(EntryId, InodeId)> {
+        Tree::limbo(self)
     }
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)> {
         Tree::xattrs(self, inode)
