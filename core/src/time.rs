@@ -87,6 +87,9 @@ impl Stamp {
     /// Before every real stamp: "no version", "never".
     pub const ZERO: Stamp = Stamp { time: Hlc(0), replica: ReplicaId(0) };
 
+    /// After every real stamp.
+    pub const MAX: Stamp = Stamp { time: Hlc(u64::MAX), replica: ReplicaId(u64::MAX) };
+
     /// True for [`Stamp::ZERO`].
     pub fn is_zero(&self) -> bool {
         *self == Stamp::ZERO

@@ -271,7 +271,7 @@ mod tests {
         // A change that nobody announced is not seen, so block 2 was not read ...
         f.write_all_at(b"x", (block * 2) as u64).unwrap();
         f.write_all_at(b"y", (block * 3) as u64).unwrap();
-        b.update(&f, bytes.len() as u64, [(block * 3) as u64..(block * 3 + 1) as u64]).unwrap();
+        b.update(&f, bytes.len() as u64, std::iter::once((block * 3) as u64..(block * 3 + 1) as u64)).unwrap();
         assert_eq!(b.hashes()[2], *blake3::hash(&bytes[block * 2..block * 3]).as_bytes());
         // ... and block 3 was.
         assert_ne!(b.hashes()[3], *blake3::hash(&bytes[block * 3..]).as_bytes());

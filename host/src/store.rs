@@ -66,6 +66,14 @@ impl StoreError {
     pub fn is_damage(&self) -> bool {
         matches!(self, StoreError::Damaged { .. })
     }
+
+    /// What the operating system said, if that is the reason.
+    pub fn io(&self) -> Option<&io::Error> {
+        match self {
+            StoreError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
 }
 
 /// An open store. One caller at a time.

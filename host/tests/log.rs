@@ -314,6 +314,37 @@ fn a_broken_lane_mends_itself() {
 }
 
 #[test]
+fn a_checkpoint_mends_a_broken_lane_without_what_it_covers() {
+    let t = tempfile::tempdir().unwrap();
+    let bad = Arc::new(AtomicBool::new(false));
+    let fault = {
+        let bad = Arc::clone(&bad);
+        move |f: Fault| match f {
+            Fault::Sync if bad.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(5)),
+            _ => Ok(()),
+        }
+    };
+    let lane = LogLane::open(t.path(), Options { fault: Some(Arc::new(fault)), ..small() }).unwrap();
+    append(&lane, 1..=10);
+    lane.sync_blocking().unwrap();
+    bad.store(true, Ordering::SeqCst);
+    append(&lane, 11..=20);
+    assert!(lane.sync_blocking().is_err());
+    append(&lane, 21..=25);
+    // Still bad: what the checkpoint covers is let go of, the rest is kept.
+    lane.cut(21);
+    until("letting go", || lane.backlog().records == 5);
+    assert!(lane.broken().is_some());
+    bad.store(false, Ordering::SeqCst);
+    lane.cut(23);
+    until("mending", || lane.broken().is_none() && lane.backlog().records == 0);
+    append(&lane, 26..=30);
+    lane.close().unwrap();
+    let (got, r) = read(t.path(), 23);
+    assert_eq!((got, r.damage, r.torn), (expected(23..=30), None, None));
+}
+
+#[test]
 fn cutting_recycles_and_nothing_old_comes_back() {
     let t = tempfile::tempdir().unwrap();
     let dir = t.path().join("log");
@@ -576,6 +607,11 @@ fn killed_at_any_moment() {
     }
 }
 
+/// Where syncs cost nothing, if there is such a place: what many small cases need.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
@@ -586,7 +622,7 @@ proptest! {
         hits in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0u8..4, any::<u8>()), 1..4),
         from in 0u64..8,
     ) {
-        let t = tempfile::tempdir().unwrap();
+        let t = scratch();
         let (mut first, mut paths) = (1, vec![]);
         for (n, size) in (1..).zip(&sizes) {
             let durable: Vec<u64> = (first..first + *size as u64).map(|i| i - 1).collect();
@@ -631,7 +667,7 @@ proptest! {
 
     #[test]
     fn no_bytes_panic(files in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..4), good in any::<bool>()) {
-        let t = tempfile::tempdir().unwrap();
+        let t = scratch();
         for (n, junk) in (1..).zip(files) {
             let bytes = if good {
                 let mut b = Header { salt: 3, number: n, first: n }.encode().into_vec();

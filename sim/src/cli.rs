@@ -197,12 +197,8 @@ impl Total {
 }
 
 fn run_seeds(args: &RunArgs) -> Result<bool, String> {
-    let options = Options {
-        twins: args.twins,
-        fingerprint: args.fingerprint,
-        tapes: args.record.is_some(),
-        story: false,
-    };
+    let options =
+        Options { twins: args.twins, fingerprint: args.fingerprint, tapes: args.record.is_some(), story: false };
     let mut extra = String::new();
     if args.twins {
         extra.push_str(" --twins");

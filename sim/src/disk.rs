@@ -72,9 +72,9 @@ impl Disk {
             _ => {}
         }
         let content = match payload_of(&mut record).and_then(|op| op.payload) {
-            Some(p) => {
-                Some(pool.get(p.id).ok_or_else(|| format!("log record {index} carries a released payload {:?}", p.id))?)
-            }
+            Some(p) => Some(
+                pool.get(p.id).ok_or_else(|| format!("log record {index} carries a released payload {:?}", p.id))?,
+            ),
             None => None,
         };
         self.next = Some(index + 1);

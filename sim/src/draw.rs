@@ -32,8 +32,7 @@ pub fn plan(profile: &Profile, name: &str, seed: u64) -> Plan {
     let length = Span::s(rng.range(profile.seconds.0, profile.seconds.1));
     let start = if rng.chance(500) { QUIET_START } else { Span(0) };
     let end = Instant(0).after(start).after(length);
-    let mut d =
-        Draw { profile, rng, lines: Vec::new(), nodes, gone: Vec::new(), replaced: 0, words: 0, end };
+    let mut d = Draw { profile, rng, lines: Vec::new(), nodes, gone: Vec::new(), replaced: 0, words: 0, end };
     d.faults(start, length);
     d.users(start, length);
     let mut lines = d.lines;

@@ -193,9 +193,10 @@ impl State {
     }
     fn is_below(&self, ino: Ino, top: Ino) -> bool {
         ino == top
-            || self.inodes.get(&top).is_some_and(|d| {
-                d.children.values().any(|c| self.inodes[c].kind.is_dir() && self.is_below(ino, *c))
-            })
+            || self
+                .inodes
+                .get(&top)
+                .is_some_and(|d| d.children.values().any(|c| self.inodes[c].kind.is_dir() && self.is_below(ino, *c)))
     }
 
     /// Makes the change whole or not at all; returns the object it was about.

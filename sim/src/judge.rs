@@ -24,7 +24,14 @@ fn on_disk(fs: &Fs) -> BTreeMap<String, String> {
         let mut line = String::new();
         let _ = write!(line, "{:?} {:o} {}:{}", i.kind, i.attrs.mode, i.attrs.uid, i.attrs.gid);
         if i.kind == Kind::File {
-            let _ = write!(line, " {} bytes {:?} at {}.{}", i.content.size, i.content.digest(), i.attrs.mtime.sec, i.attrs.mtime.nsec);
+            let _ = write!(
+                line,
+                " {} bytes {:?} at {}.{}",
+                i.content.size,
+                i.content.digest(),
+                i.attrs.mtime.sec,
+                i.attrs.mtime.nsec
+            );
         }
         for (k, v) in &i.xattrs {
             let _ = write!(line, " {}={}", String::from_utf8_lossy(k), String::from_utf8_lossy(v));
@@ -103,8 +110,11 @@ pub fn disagreement(world: &World) -> Option<String> {
             return Some(format!("n{} has work left: {:?}", n + 1, p.node.view().status()));
         }
     }
-    let digests: Vec<u128> =
-        members.iter().filter_map(|n| world.hosts[*n].process.as_ref()).map(|p| p.node.view().tree().digest()).collect();
+    let digests: Vec<u128> = members
+        .iter()
+        .filter_map(|n| world.hosts[*n].process.as_ref())
+        .map(|p| p.node.view().tree().digest())
+        .collect();
     let first = members.first()?;
     if let Some(i) = digests.iter().position(|d| *d != digests[0]) {
         let (a, b) = (in_tree(&world.hosts[*first]), in_tree(&world.hosts[members[i]]));
@@ -148,7 +158,8 @@ pub fn bytes(world: &mut World) {
         }
         if let Some(v) = world.ledger.missing(&present).next() {
             let word = world.words.text(v.content);
-            let promise = if v.copies > 0 { format!(", acknowledged with {} copies,", v.copies) } else { String::new() };
+            let promise =
+                if v.copies > 0 { format!(", acknowledged with {} copies,", v.copies) } else { String::new() };
             let at = v.at.0 / 1_000_000;
             let text = format!("{word}, written on n{}{promise} at {at} ms is not on n{}", v.node + 1, n + 1);
             verdict = Some((if v.copies > 0 { "nothing acknowledged is lost" } else { "no bytes dropped" }, text));
@@ -180,7 +191,12 @@ pub fn promises_at_end(world: &mut World) {
         let Some(p) = &host.process else { continue };
         let held = p.node.view().payloads_held();
         if held != p.pool.len() {
-            let text = format!("n{} was given {} payloads and holds {held}, {} are not released", n + 1, p.pool.given, p.pool.len());
+            let text = format!(
+                "n{} was given {} payloads and holds {held}, {} are not released",
+                n + 1,
+                p.pool.given,
+                p.pool.len()
+            );
             verdict = Some(("payload balance", text));
         }
     }

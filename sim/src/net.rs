@@ -89,8 +89,7 @@ impl Net {
     /// Nodes `0..n`, each pair with a delay around `delay`.
     pub fn new(n: usize, delay: Span, jitter: Span, rng: Stream) -> Net {
         let base = Road { blocked: false, delay, rate: 100_000_000 };
-        let mut net =
-            Net { roads: Vec::new(), base, links: Vec::new(), mischief: Mischief::default(), jitter, rng };
+        let mut net = Net { roads: Vec::new(), base, links: Vec::new(), mischief: Mischief::default(), jitter, rng };
         net.grow(n);
         net
     }

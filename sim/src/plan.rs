@@ -186,7 +186,16 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { nodes: 3, seed: 1, profile: "default".into(), bug: None, retained: None, checkpoint: None, single_writer: false, open: None }
+        Setup {
+            nodes: 3,
+            seed: 1,
+            profile: "default".into(),
+            bug: None,
+            retained: None,
+            checkpoint: None,
+            single_writer: false,
+            open: None,
+        }
     }
 }
 
@@ -383,7 +392,9 @@ fn command(text: &str) -> Result<Command, String> {
         match verb {
             "scan" => Command::Scan(w.node()?),
             "stop" => Command::Stop(w.node()?, w.0.next().map_or(Ok(Ending::Clean), ending)?),
-            "stop-at" => Command::StopAt(w.node()?, ending(w.word("ending")?)?, w.number("actions")?, w.number("steps")?),
+            "stop-at" => {
+                Command::StopAt(w.node()?, ending(w.word("ending")?)?, w.number("actions")?, w.number("steps")?)
+            }
             "start" => Command::Start(w.node()?),
             "pause" => Command::Pause(w.node()?),
             "resume" => Command::Resume(w.node()?),

@@ -74,7 +74,9 @@ impl Reference {
                     self.names.extend(back);
                 }
             }
-            UserOp::Rm(p) | UserOp::Rmdir(p) | UserOp::Rmtree(p) => self.names.retain(|name, _| below(name, p).is_none()),
+            UserOp::Rm(p) | UserOp::Rmdir(p) | UserOp::Rmtree(p) => {
+                self.names.retain(|name, _| below(name, p).is_none())
+            }
             UserOp::Chmod(p, mode) => {
                 if let Some(o) = self.names.get(p) {
                     self.objects[*o].mode = *mode;

@@ -50,7 +50,8 @@ pub fn replay(path: &Path, mut told: Option<&mut dyn FnMut(String)>) -> Result<R
                 }
                 let began = Node::recover(start.config, start.seed, start.disk);
                 if began.digest() != start.digest {
-                    done.difference = Some(format!("start: expected state {:032x}, got {:032x}", start.digest, began.digest()));
+                    done.difference =
+                        Some(format!("start: expected state {:032x}, got {:032x}", start.digest, began.digest()));
                     return Ok(done);
                 }
                 node = Some(began);
@@ -69,7 +70,12 @@ pub fn replay(path: &Path, mut told: Option<&mut dyn FnMut(String)>) -> Result<R
                 let at = *first.get_or_insert(now.0);
                 done.span_ns = now.0 - at;
                 if let Some(told) = told.as_deref_mut() {
-                    told(format!("{:>12.6} {} => {}", (now.0 - at) as f64 / 1e9, why.unwrap_or_default(), outbox_in_words(&out)));
+                    told(format!(
+                        "{:>12.6} {} => {}",
+                        (now.0 - at) as f64 / 1e9,
+                        why.unwrap_or_default(),
+                        outbox_in_words(&out)
+                    ));
                 }
                 let got = outbox_digest(&out);
                 if got != outbox {
@@ -120,7 +126,9 @@ fn event(e: &Event) -> String {
         Event::Op { token, op: Request::Change(changes) } => format!("{token} {changes:?}"),
         Event::Op { token, op } => format!("{token} {op:?}"),
         Event::Peer { link, message } => format!("{link} says {}", show::message(message)),
-        Event::Link(LinkEvent::Up { link, dialled }) => format!("{link} up ({})", dialled.as_deref().unwrap_or("was called")),
+        Event::Link(LinkEvent::Up { link, dialled }) => {
+            format!("{link} up ({})", dialled.as_deref().unwrap_or("was called"))
+        }
         Event::Wall { unix_ns } => format!("wall {unix_ns}"),
         other => format!("{other:?}"),
     }

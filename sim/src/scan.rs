@@ -334,9 +334,10 @@ impl World {
             if name.as_bytes().starts_with(SCRATCH) || believed.contains(&name) {
                 continue;
             }
-            let home = found.known.get(&ino).and_then(|(_, places)| {
-                places.iter().find(|p| found.missing.iter().any(|(m, _)| m == *p)).cloned()
-            });
+            let home = found
+                .known
+                .get(&ino)
+                .and_then(|(_, places)| places.iter().find(|p| found.missing.iter().any(|(m, _)| m == *p)).cloned());
             let back = home.is_some_and(|place| self.move_back(n, (WORK, name.clone()), place));
             self.tell(|| format!("n{} finds {name} set aside: {}", n + 1, if back { "moved back" } else { "unknown" }));
             if !back {

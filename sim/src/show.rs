@@ -84,7 +84,13 @@ pub fn message(m: &Message) -> String {
     match m {
         Message::Hello(h) => format!("hello {} {:?} knows {}", h.member.name, h.member.incarnation, frontier(&h.known)),
         Message::Beat(b) => {
-            format!("beat {}{} log {} content {}", b.number, if b.answer { " answer" } else { "" }, frontier(&b.held.log), frontier(&b.held.content))
+            format!(
+                "beat {}{} log {} content {}",
+                b.number,
+                if b.answer { " answer" } else { "" },
+                frontier(&b.held.log),
+                frontier(&b.held.content)
+            )
         }
         Message::Ops { ops, urgent, .. } => {
             let list: Vec<String> = ops.iter().take(4).map(op).collect();
@@ -94,7 +100,8 @@ pub fn message(m: &Message) -> String {
         Message::Held(h) => format!("held log {} content {}", frontier(&h.log), frontier(&h.content)),
         Message::Want { origin, from } => format!("want {} from {from}", short(origin)),
         Message::Members(m) => {
-            let names: Vec<String> = m.iter().map(|i| format!("{}{}", i.name, if i.left { " (left)" } else { "" })).collect();
+            let names: Vec<String> =
+                m.iter().map(|i| format!("{}{}", i.name, if i.left { " (left)" } else { "" })).collect();
             format!("members {}", names.join(", "))
         }
         Message::StateDigests { round, level, buckets, .. } => {
@@ -104,7 +111,11 @@ pub fn message(m: &Message) -> String {
             format!("state want round {round} level {level}: {} buckets", buckets.len())
         }
         Message::State { round, bucket, records, last, .. } => {
-            format!("state round {round} bucket {bucket}: {} records{}", records.len(), if *last { ", last" } else { "" })
+            format!(
+                "state round {round} bucket {bucket}: {} records{}",
+                records.len(),
+                if *last { ", last" } else { "" }
+            )
         }
         other => format!("{other:?}"),
     }
@@ -117,7 +128,9 @@ pub fn notice(n: &Notice) -> String {
         Notice::PeerLeave(m) => format!("{} left", m.name),
         Notice::PeerDown { member, why } => format!("{} is down: {why}", member.name),
         Notice::PeerRecover(m) => format!("{} is back", m.name),
-        Notice::Conflict { inode, lost, copy } => format!("conflict on {}: {} kept as {}", short(inode), lost.time.0, short(copy)),
+        Notice::Conflict { inode, lost, copy } => {
+            format!("conflict on {}: {} kept as {}", short(inode), lost.time.0, short(copy))
+        }
         Notice::Trouble(text) => format!("trouble: {text}"),
         other => format!("{other:?}"),
     }

@@ -31,8 +31,13 @@ impl World {
     /// A user does something. What the operating system refuses just does not happen.
     pub fn user(&mut self, n: usize, direct: bool, op: &UserOp) {
         let host = &self.hosts[n];
-        let usable = if direct { host.ending != ice_core::config::Ending::MachineCrash || host.is_up() } else { host.is_up() };
-        if !usable || host.recovering || host.power == crate::host::Power::Paused || host.power == crate::host::Power::Left {
+        let usable =
+            if direct { host.ending != ice_core::config::Ending::MachineCrash || host.is_up() } else { host.is_up() };
+        if !usable
+            || host.recovering
+            || host.power == crate::host::Power::Paused
+            || host.power == crate::host::Power::Left
+        {
             return;
         }
         if let Some(p) = &host.process
@@ -351,9 +356,10 @@ impl World {
         let known = (self.inode_of(n, a.dir), self.inode_of(n, b.dir));
         let inodes: Vec<(Ino, Option<InodeId>)> =
             [Some(moved), b.ino].into_iter().flatten().map(|ino| (ino, self.inode_of(n, ino))).collect();
-        let replaced = b.ino.filter(|_| !exchange).and_then(|ino| {
-            self.hosts[n].fs.get(ino).filter(|i| i.kind.is_file() && i.links == 1).map(|i| i.content)
-        });
+        let replaced = b
+            .ino
+            .filter(|_| !exchange)
+            .and_then(|ino| self.hosts[n].fs.get(ino).filter(|i| i.kind.is_file() && i.links == 1).map(|i| i.content));
         self.hosts[n].fs.apply(FsOp::Rename {
             parent: a.dir,
             name: a.name.clone(),

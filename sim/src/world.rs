@@ -678,7 +678,10 @@ impl World {
             return self.fail("one reply", format!("n{} answers {token}, which nobody waits for: {reply:?}", n + 1));
         };
         if self.now > ask.due {
-            self.fail("every operation ends", format!("n{} answered {token} {:?} late", n + 1, self.now.since(ask.due)));
+            self.fail(
+                "every operation ends",
+                format!("n{} answered {token} {:?} late", n + 1, self.now.since(ask.due)),
+            );
         }
         if ask.ack.is_some() {
             self.tell(|| format!("n{} fsync: {reply:?}", n + 1));

@@ -110,6 +110,9 @@ pub(crate) struct Members {
     ignore_incarnation: bool,
     /// We were told that we are no member any more.
     pub(crate) expelled: bool,
+    /// Something changed since the last tick; otherwise nothing is due before `next`.
+    changed: bool,
+    next: Option<Deadline>,
 }
 
 /// `http://host:port` without path and trailing slash.
@@ -151,6 +154,8 @@ impl Members {
             stopping: false,
             ignore_incarnation: config.has(Bug::IgnoreIncarnation),
             expelled: false,
+            changed: true,
+            next: None,
         };
         for info in known {
             if info.replica != m.me.replica && m.peers.len() < MEMBERS_MAX {
@@ -218,6 +223,7 @@ impl Members {
     }
 
     pub(crate) fn add_url(&mut self, url: &str, now: Instant) {
+        self.changed = true;
         if let Some(url) = self.address(url, now, true)
             && let Some(a) = self.addresses.get_mut(&url)
             && a.way == Way::Idle
@@ -228,6 +234,7 @@ impl Members {
     }
 
     pub(crate) fn remove_url(&mut self, url: &str, fx: &mut Vec<Effect>) {
+        self.changed = true;
         let Some(url) = tidy(url) else { return };
         let Some(replica) = self
             .peers
@@ -266,6 +273,7 @@ impl Members {
     }
 
     pub(crate) fn link_up(&mut self, link: LinkId, dialled: Option<String>, now: Instant, fx: &mut Vec<Effect>) {
+        self.changed = true;
         if let Some(a) = dialled.as_ref().and_then(|u| self.addresses.get_mut(u)) {
             a.way = Way::Linked;
         }
@@ -278,6 +286,7 @@ impl Members {
     }
 
     pub(crate) fn link_down(&mut self, link: LinkId, why: &str, now: Instant, fx: &mut Vec<Effect>) {
+        self.changed = true;
         let Some(l) = self.links.remove(&link) else { return };
         if let Some(a) = l.dialled.as_ref().and_then(|u| self.addresses.get_mut(u)) {
             if a.way == Way::Linked {
@@ -304,6 +313,7 @@ impl Members {
     }
 
     pub(crate) fn dial_failed(&mut self, url: &str, why: &str, now: Instant) {
+        self.changed = true;
         let Some(url) = tidy(url) else { return };
         let redial = self.redial;
         if let Some(a) = self.addresses.get_mut(&url) {
@@ -321,6 +331,7 @@ impl Members {
 
     /// The other side introduced itself.
     pub(crate) fn hello(&mut self, link: LinkId, hello: &Hello, now: Instant, fx: &mut Vec<Effect>) {
+        self.changed = true;
         let Some(l) = self.links.get(&link) else { return };
         let dialled = l.dialled.clone();
         let them = &hello.member;
@@ -403,6 +414,7 @@ impl Members {
 
     /// Takes in what is newer. Returns whether anything was.
     fn learn(&mut self, info: MemberInfo, now: Instant, fx: &mut Vec<Effect>) -> bool {
+        self.changed = true;
         if !valid(&info) {
             return false;
         }
@@ -466,6 +478,7 @@ impl Members {
     }
 
     pub(crate) fn members(&mut self, link: LinkId, infos: Vec<MemberInfo>, now: Instant, fx: &mut Vec<Effect>) {
+        self.changed = true;
         let mut news = false;
         for info in infos.into_iter().take(2 * MEMBERS_MAX) {
             news |= self.learn(info, now, fx);
@@ -501,6 +514,7 @@ impl Members {
 
     /// The peer stops on purpose.
     pub(crate) fn bye(&mut self, link: LinkId, fx: &mut Vec<Effect>) {
+        self.changed = true;
         if let Some(p) = self.peer_of(link).and_then(|r| self.peers.get_mut(&r)) {
             p.state = PeerState::Down;
             p.why = "stopped".into();
@@ -509,6 +523,7 @@ impl Members {
     }
 
     pub(crate) fn stop(&mut self, fx: &mut Vec<Effect>) {
+        self.changed = true;
         self.stopping = true;
         for (_, link) in self.connected() {
             fx.push(Effect::Send(Send::Message { link, message: Message::Bye }));
@@ -517,6 +532,14 @@ impl Members {
 
     /// Does what is due and says when the next thing will be.
     pub(crate) fn tick(&mut self, now: Instant, fx: &mut Vec<Effect>) -> Option<Deadline> {
+        if self.changed || self.next.is_some_and(|d| d.at <= now) {
+            self.changed = false;
+            self.next = self.do_tick(now, fx);
+        }
+        self.next
+    }
+
+    fn do_tick(&mut self, now: Instant, fx: &mut Vec<Effect>) -> Option<Deadline> {
         let mut next: Option<Deadline> = None;
         let mut at = |when: Instant, why: Wake| {
             let d = Deadline { at: when, why };

@@ -131,10 +131,7 @@ impl Journal {
             return false;
         }
         let records = self.next - c.last_cut;
-        c.forced
-            || self.broken
-            || records >= self.every.0
-            || (records > 0 && now.since(c.last_at) >= self.every.1)
+        c.forced || self.broken || records >= self.every.0 || (records > 0 && now.since(c.last_at) >= self.every.1)
     }
 
     pub(crate) fn checkpoint_begin(&mut self, known: Frontier) {
@@ -168,8 +165,7 @@ impl Journal {
         let lazy = self.dirty_since.filter(|_| self.syncing.is_none() && !self.broken).map(|t| t.after(LAZY_SYNC));
         let c = &self.checkpoint;
         let waits = c.begun.is_none() && self.next > c.last_cut;
-        let check =
-            waits.then(|| if c.forced || self.broken { c.not_before } else { c.last_at.after(self.every.1) });
+        let check = waits.then(|| if c.forced || self.broken { c.not_before } else { c.last_at.after(self.every.1) });
         lazy.into_iter().chain(check.filter(|t| *t > now)).min()
     }
 }

@@ -26,7 +26,7 @@ impl Node {
                 self.members.hello(link, hello, self.now, &mut fx);
                 if self.members.peer_of(link) == Some(hello.member.replica) {
                     // What the other has comes first: the connection starts behind it.
-                    self.note_held(hello.member.replica, Held { log: known.clone(), ..Held::default() });
+                    self.start_held(hello.member.replica, known.clone());
                     self.effects(fx);
                     self.consider(hello.member.replica, link, &known);
                 } else {
@@ -233,6 +233,18 @@ impl Node {
         }
         self.note_held(peer, held);
         self.check_syncs();
+    }
+
+    /// At the start of a connection its introduction counts, even if it has less than before: its disk may have been damaged.
+    fn start_held(&mut self, peer: ReplicaId, log: Frontier) {
+        let mine = self.held.entry(peer).or_default();
+        let has = |m: &mut Mark| {
+            let now = log.iter().find(|l| l.origin == m.origin).map_or(0, |l| l.seq);
+            m.seq = m.seq.min(now);
+            m.seq > 0
+        };
+        mine.content.retain_mut(has);
+        mine.log = log;
     }
 
     /// Acknowledgements only grow.

@@ -164,6 +164,8 @@ pub struct StateRecord {
     pub xattrs: Vec<XattrRecord>,
     /// The entries that name it, the deleted ones included.
     pub entries: Vec<EntryRecord>,
+    /// Only with the root: deletions of entries that the speaker does not know yet.
+    pub early: Vec<(EntryId, Stamp, Stamp)>,
     /// Up to here the speaker has dropped what every member knows.
     pub cut: Stamp,
 }

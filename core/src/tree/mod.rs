@@ -1,151 +1,311 @@
 //! The namespace as a tree of operations.
+//!
+//! Every replica that knows the same operations shows the same tree, whatever the order in which they came and however
+//! often. Basis: Kleppmann, Mulligan, Gomes, Beresford, *A highly-available move operation for replicated trees* (2021),
+//! extended with content, attributes, hard links and deletion with revival.
+//!
+//! # Two trees
+//! The **logical** tree changes at once, with each operation. The **materialised** one is what stands in `backing`; it
+//! follows through the steps of [`Tree::plan`]. Local changes are made on disk first and speak of materialised names; they
+//! become operations through [`Tree::local`].
+//!
+//! # Rules
+//! - An *entry* has a placement (parent, name) and may be deleted. Of non-directories the latest placement counts. The
+//!   placements of directories are replayed in the order of their stamps, and one that would make a cycle is skipped
+//!   (`moves`).
+//! - A deletion counts against placements with an earlier stamp. It carries the content version that the deleter had on
+//!   disk: if all names of a file are deleted but newer content exists, the name that was deleted last comes back. A name
+//!   alone does not come back while the file has another one: its bytes are safe there. A deleted directory with a live
+//!   entry in it is live.
+//! - Live entries of one directory and name: the latest placement shows the name, the others
+//!   `name.conflict-<replica>-<entry>` (`names`).
+//! - Content: the latest version wins. A version that no other was made from (a *head*) and that is not the winner lost a
+//!   conflict, unless its bytes are empty or equal to those of a version that won or that was overwritten knowingly, or
+//!   all names were deleted by somebody who had seen it. Its bytes are kept as a copy (`heads`).
+//! - Attributes: the latest per group. A modification time belongs to the times or to the content, whichever is later.
+//! - An id is used again only after its deletion was forgotten here. Where it is not forgotten yet, a creation later than
+//!   the deletion begins a new life: content that the deleter had seen and extended attributes from before the deletion
+//!   are hidden, unless the file had several names.
+//!
+//! # What the caller guarantees
+//! - Its own stamps ([`Mint`]) are later than every stamp that was integrated or given to [`Tree::cut`].
+//! - [`Tree::cut`] is told a stamp only when every member has all operations up to it and none at or below it can come any
+//!   more. Operations at or below it that do arrive are repeats and ignored, so that nothing forgotten comes back.
+//! - [`Tree::own_ops`] is called after [`Tree::applied`] and [`Tree::came`], in the same step.
+//!
+//! Memory is proportional to the tree, to what is deleted or in conflict and not yet known by all (until `cut`), and to
+//! what disk still lacks.
 
 mod api;
+mod content;
+mod cut;
+mod disk;
+mod heads;
+mod integrate;
+mod live;
+mod local;
+mod merge;
+mod model;
+mod moves;
+mod names;
+mod place;
+mod plan;
+mod read;
+mod slab;
+mod store;
+mod sum;
 
 pub use api::{
     Child, Conflict, Damaged, EntryRecord, InodeInfo, Listed, LocalOp, LocalOutcome, PlaceRecord, StateRecord, Step,
     Ticket, Version, XattrRecord,
 };
 
-use crate::action::{LogRecord, Refused, Source, Spot};
-use crate::event::{Change, IoError, Witness};
-use crate::ids::{InodeId, Name};
-use crate::op::OpBody;
+use crate::action::Source;
+use crate::ids::{EntryId, InodeId};
 use crate::time::Stamp;
 use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use model::{Entry, HeldContent, Inode, Move, Place, Removal, Seat, Tag, Xattr};
+use slab::{NONE, Replicas, Slab};
 
-/// Tells whether and from where the bytes of a version can be had now. Must not call back into the tree.
+/// Tells whether and from where the bytes of a version can be had now.
 pub type Have<'a> = dyn Fn(InodeId, Stamp) -> Option<Source> + 'a;
 /// Makes the next stamp of this replica, later than all before and than all that were integrated.
 pub type Mint<'a> = dyn FnMut() -> Stamp + 'a;
 /// A key of the checkpoint with its new value; `None` deletes it.
 pub type Put = (Box<[u8]>, Option<Box<[u8]>>);
 
-/// The namespace of one volume on one replica.
-#[derive(Default)]
-pub struct Tree {}
+/// The slot of the root directory.
+const ROOT: u32 = 0;
 
-#[allow(unused_variables, missing_docs)]
+/// The namespace of one volume on one replica.
+pub struct Tree {
+    replicas: Replicas,
+    inodes: Slab<Inode>,
+    entries: Slab<Entry>,
+    by_inode: BTreeMap<InodeId, u32>,
+    by_entry: BTreeMap<EntryId, u32>,
+    /// Live entries: (parent, hash of the name, entry).
+    names: BTreeSet<(u32, u32, u32)>,
+    /// What a kind says beyond its tag.
+    details: BTreeMap<u32, crate::op::Kind>,
+    xattrs: BTreeMap<(u32, Box<[u8]>), Xattr>,
+    /// All entries of inodes that have more than one: (inode, entry).
+    links: BTreeSet<(u32, u32)>,
+    /// Deletions, by stamp.
+    removed: BTreeMap<u32, Vec<Removal>>,
+    /// Versions that not every member may know, and unsettled ones.
+    versions: BTreeMap<(u32, Stamp), Version>,
+    /// Versions that may have lost a conflict.
+    heads: BTreeSet<(u32, Stamp)>,
+    heads_due: BTreeSet<(u32, Stamp)>,
+    /// Lost, not on disk here, and their bytes are not at hand.
+    heads_needed: BTreeSet<(u32, Stamp)>,
+    copies: BTreeMap<(InodeId, Stamp), InodeId>,
+    copy_of: BTreeMap<InodeId, (InodeId, Stamp)>,
+    kept: Vec<plan::Kept>,
+    /// The move log.
+    moves: BTreeMap<Stamp, Move>,
+    moves_of: BTreeSet<(u32, Stamp)>,
+    base: BTreeMap<u32, Place>,
+    /// Moves that came as settled facts but did not fit what is known so far.
+    suspended: BTreeSet<Stamp>,
+    /// Directories that the cluster forgot and that must be made anew.
+    rebirths: BTreeSet<u32>,
+
+    /// Deletions of entries that are not known yet.
+    early: BTreeMap<EntryId, Vec<Removal>>,
+
+    cut: Stamp,
+    graves: BTreeSet<(Stamp, u32)>,
+    version_ages: BTreeSet<(Stamp, u32)>,
+    orphans: BTreeSet<(Stamp, u32)>,
+    xattr_graves: BTreeSet<(Stamp, u32)>,
+
+    /// Entries that stand elsewhere than their register says.
+    spots: BTreeMap<u32, Seat>,
+    /// Those of them that stand in a directory: (parent, hash of the name, entry).
+    moved: BTreeSet<(u32, u32, u32)>,
+    held: BTreeMap<u32, HeldContent>,
+    generations: BTreeMap<(u32, u32), u32>,
+
+    /// Inodes under change: their hash is taken out of the sums until `settle`.
+    touched: BTreeSet<u32>,
+    recheck: BTreeSet<u32>,
+    /// During loading and at replay nothing is planned.
+    loading: bool,
+    work: plan::Desk,
+
+    dirty: BTreeSet<u32>,
+    gone: BTreeSet<InodeId>,
+    dirty_keys: BTreeSet<Box<[u8]>>,
+    sums: sum::Sums,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Tree::new()
+    }
+}
+
 impl Tree {
     /// A tree that holds only the root directory.
     pub fn new() -> Tree {
-        Tree::default()
+        let mut t = Tree {
+            replicas: Replicas::default(),
+            inodes: Slab::default(),
+            entries: Slab::default(),
+            by_inode: BTreeMap::new(),
+            by_entry: BTreeMap::new(),
+            names: BTreeSet::new(),
+            details: BTreeMap::new(),
+            xattrs: BTreeMap::new(),
+            links: BTreeSet::new(),
+            removed: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            heads: BTreeSet::new(),
+            heads_due: BTreeSet::new(),
+            heads_needed: BTreeSet::new(),
+            copies: BTreeMap::new(),
+            copy_of: BTreeMap::new(),
+            kept: Vec::new(),
+            moves: BTreeMap::new(),
+            moves_of: BTreeSet::new(),
+            base: BTreeMap::new(),
+            suspended: BTreeSet::new(),
+            rebirths: BTreeSet::new(),
+            early: BTreeMap::new(),
+            cut: Stamp::ZERO,
+            graves: BTreeSet::new(),
+            version_ages: BTreeSet::new(),
+            orphans: BTreeSet::new(),
+            xattr_graves: BTreeSet::new(),
+            spots: BTreeMap::new(),
+            moved: BTreeSet::new(),
+            held: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            recheck: BTreeSet::new(),
+            loading: false,
+            work: plan::Desk::default(),
+            dirty: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            dirty_keys: BTreeSet::new(),
+            sums: sum::Sums::default(),
+        };
+        let mut root = Inode::new(InodeId::ROOT);
+        root.tag = Tag::Dir;
+        root.mode = 0o755;
+        let r = t.inodes.insert(root);
+        debug_assert_eq!(r, ROOT);
+        t.by_inode.insert(InodeId::ROOT, ROOT);
+        t.sums.add(InodeId::ROOT, t.inode_hash(ROOT));
+        t
     }
-    /// Integrates an operation of another replica (or, at replay, of ours that is not in `backing`).
-    pub fn integrate(&mut self, stamp: Stamp, body: &OpBody) {}
-    /// A change that was made in `backing` here.
-    pub fn local(&mut self, change: &Change, mint: &mut Mint<'_>) -> Result<LocalOutcome, Refused> {
-        Err(Refused::Unknown)
-    }
-    /// Operations that the tree itself has to issue: conflict copies. Call after `applied`, `came` and before `plan`.
-    pub fn own_ops(&mut self, have: &Have<'_>, mint: &mut Mint<'_>, max: usize) -> Vec<LocalOutcome> {
-        Vec::new()
-    }
-    /// Own operations that no other member knows, once more with new stamps (after a rejoin by state).
-    pub fn reissue(&mut self, ops: &[(Stamp, OpBody)], mint: &mut Mint<'_>) -> Vec<LocalOp> {
-        Vec::new()
-    }
-    /// Every member has every operation up to `stable`, and none at or below it will come any more: forget what only
-    /// served to order them. At most `max` things; true: call again.
-    pub fn cut(&mut self, stable: Stamp, max: usize) -> bool {
-        false
-    }
-    pub fn plan(&mut self, have: &Have<'_>, max: usize) -> Vec<Step> {
-        Vec::new()
-    }
-    pub fn applied(&mut self, ticket: Ticket, witness: Witness) -> Vec<LogRecord> {
-        Vec::new()
-    }
-    pub fn failed(&mut self, ticket: Ticket, error: IoError) {}
-    /// A transfer for this inode ended, well or not: look again (a `Need` is repeated if the bytes are still missing).
-    pub fn came(&mut self, inode: InodeId) {}
-    /// Nobody writes it any more.
-    pub fn released(&mut self, inode: InodeId) {}
-    /// Try again everything that failed or waits.
-    pub fn retry(&mut self) {}
-    /// Nobody has the bytes of this losing version any more.
-    pub fn give_up_head(&mut self, inode: InodeId, version: Stamp) {}
-    /// Whether staged bytes of this version may still be asked for.
-    pub fn wants(&self, inode: InodeId, version: Stamp) -> bool {
-        false
-    }
-    /// Copies that were kept.
-    pub fn conflicts(&self) -> Vec<Conflict> {
-        Vec::new()
-    }
-    /// The copy that keeps version `lost` of `inode`, if there is one.
-    pub fn copy_of(&self, inode: InodeId, lost: Stamp) -> Option<InodeId> {
-        None
-    }
-    /// Pages for the checkpoint. Once it returns fewer than `max`, the pages taken so far are the exact state.
-    pub fn take_dirty(&mut self, max: usize) -> Vec<Put> {
-        Vec::new()
-    }
-    pub fn load(&mut self, key: &[u8], value: &[u8]) -> Result<(), Damaged> {
-        Ok(())
-    }
-    pub fn finish_load(&mut self) {}
-    pub fn replay(&mut self, record: &LogRecord) {}
-    /// Level 0 is one bucket, level 1 has 64, level 2 has 4096.
-    pub fn bucket_digest(&self, level: u8, bucket: u32) -> u128 {
-        0
-    }
-    pub fn records(&self, level: u8, bucket: u32, after: Option<InodeId>, max: usize) -> Vec<StateRecord> {
-        Vec::new()
-    }
-    pub fn merge(&mut self, record: &StateRecord) {}
-    /// A peer that knows all stamps of this inode no longer has it.
-    pub fn absent(&mut self, inode: InodeId) {}
-    /// Of the logical tree.
-    pub fn digest(&self) -> u128 {
-        0
-    }
-    pub fn child(&self, dir: InodeId, name: &Name) -> Option<InodeId> {
-        None
-    }
-    /// Where it stands below the root of `backing`; `None` also if it stands below something in limbo.
-    pub fn path(&self, inode: InodeId) -> Option<Vec<Name>> {
-        None
-    }
-    /// Like `path`, but also for what is set aside: the entry in limbo where the path begins (`None`: at the root).
-    pub fn locate(&self, inode: InodeId) -> Option<(Option<crate::ids::EntryId>, Vec<Name>)> {
-        None
-    }
-    /// Everything that stands in limbo: entry and what it names. For hosts that put a disk right after a crash.
-    pub fn limbo(&self) -> Vec<(crate::ids::EntryId, InodeId)> {
-        Vec::new()
-    }
-    pub fn spots(&self, inode: InodeId) -> Vec<Spot> {
-        Vec::new()
-    }
-    pub fn info(&self, inode: InodeId) -> Option<InodeInfo> {
-        None
-    }
-    /// Logical extended attributes.
-    pub fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)> {
-        Vec::new()
-    }
-    /// In the order of a hash of the names, beginning behind `after`.
-    pub fn children(&self, dir: InodeId, after: Option<&Name>, max: usize) -> Vec<Child> {
-        Vec::new()
-    }
-    /// The first inode whose top 64 bits are `high`.
-    pub fn by_prefix(&self, high: u64) -> Option<InodeId> {
-        None
-    }
-    /// Things that `backing` still lacks.
-    pub fn pending(&self) -> usize {
-        0
-    }
-    pub fn listing(&self) -> Vec<Listed> {
-        Vec::new()
-    }
-    /// Inodes known, the root included.
+
+    /// Inodes known, the root and deleted ones included.
+    #[allow(clippy::len_without_is_empty)] // The root is always there.
     pub fn len(&self) -> usize {
-        1
+        self.inodes.len()
     }
-    pub fn is_empty(&self) -> bool {
-        false
+
+    fn stamp(&self, s: slab::Short) -> Stamp {
+        self.replicas.full(s)
+    }
+
+    fn entry_of(&self, id: EntryId) -> Option<u32> {
+        self.by_entry.get(&id).copied()
+    }
+
+    fn inode_of(&self, id: InodeId) -> Option<u32> {
+        self.by_inode.get(&id).copied()
+    }
+
+    /// The slot of an inode; a placeholder if it is new. `at`: when its existence became known.
+    fn intern_inode(&mut self, id: InodeId, at: Stamp) -> u32 {
+        if let Some(i) = self.inode_of(id) {
+            return i;
+        }
+        let i = self.inodes.insert(Inode::new(id));
+        self.by_inode.insert(id, i);
+        self.gone.remove(&id);
+        if !self.loading {
+            self.orphans.insert((at, i));
+        }
+        i
+    }
+
+    /// The slot of an entry of `inode`; unplaced if it is new.
+    fn intern_entry(&mut self, id: EntryId, inode: u32) -> u32 {
+        if let Some(e) = self.entry_of(id) {
+            return e;
+        }
+        let first = id.first_inode() == self.inodes[inode].id();
+        let e = self.entries.insert(Entry::new(id, inode, first));
+        self.by_entry.insert(id, e);
+        let i = &mut self.inodes[inode];
+        if i.entry == NONE {
+            i.entry = e;
+        } else {
+            let old = i.entry;
+            i.set(model::MULTI, true);
+            if first {
+                i.entry = e;
+            }
+            self.links.insert((inode, old));
+            self.links.insert((inode, e));
+        }
+        e
+    }
+
+    /// All entries of an inode, deleted ones included.
+    fn entries_of(&self, i: u32) -> Vec<u32> {
+        let n = &self.inodes[i];
+        if n.has(model::MULTI) {
+            self.links.range((i, 0)..=(i, u32::MAX)).map(|(_, e)| *e).collect()
+        } else if n.entry == NONE {
+            Vec::new()
+        } else {
+            alloc::vec![n.entry]
+        }
+    }
+
+    /// Begins a change of an inode or of its entries: takes its hash out of the sums. Ends in `settle`.
+    fn touch(&mut self, i: u32) {
+        if self.touched.insert(i) {
+            if !self.loading {
+                let h = self.inode_hash(i);
+                self.sums.subtract(self.inodes[i].id(), h);
+            }
+            self.dirty.insert(i);
+        }
+    }
+
+    /// Ends all changes begun: brings liveness, work and sums in line.
+    fn settle(&mut self) {
+        if self.loading {
+            return;
+        }
+        while let Some(i) = self.touched.pop_first() {
+            for e in self.entries_of(i) {
+                self.refresh(e);
+                self.work.unpark(plan::Work::Entry(e));
+                self.call_entry(e);
+            }
+            self.work.unpark(plan::Work::Inode(i));
+            self.call_inode(i);
+            self.call_heads(i);
+            self.work.wake(i);
+            let h = self.inode_hash(i);
+            self.sums.add(self.inodes[i].id(), h);
+        }
+        while let Some(i) = self.recheck.pop_first() {
+            if let Some(n) = self.inodes.get(i)
+                && n.entry != NONE
+            {
+                self.refresh(n.entry);
+            }
+        }
     }
 }

@@ -201,7 +201,7 @@ impl Config {
                 draft.set(key.name, &value).map_err(|m| invalid("the environment", format!("{name}: {m}")))?;
             }
         }
-        let config = draft.finish().and_then(|c| check::checked(c)).map_err(|m| invalid(origin, m))?;
+        let config = draft.finish().and_then(check::checked).map_err(|m| invalid(origin, m))?;
         Ok(config)
     }
 

@@ -1,0 +1,212 @@
+//! Wires a node: disk, state machine, network, HTTP and mount. The only place that picks a runtime.
+
+use crate::daemon::{Handle, Running};
+use anyhow::{Context, Result};
+use ice_core::event::Admin;
+use ice_core::rng::Seed;
+use ice_fuse::{Mount, MountOptions};
+use ice_host::config::{Config, RuntimeKind};
+use ice_host::engine::Engine;
+use ice_host::identity::{DataDir, LastStop};
+use ice_host::log::{LogLane, Options as LogOptions};
+use ice_host::node::{FileActions, Lanes, TapeFile, core_config, log_dir, recover};
+use ice_host::payload::PayloadPool;
+use ice_host::runtime::Runtime;
+use ice_host::transport::Transport;
+use ice_host::vfs::Vfs;
+use ice_host::volume::{Options as VolumeOptions, Volume};
+use ice_http::{
+    ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles, router,
+};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+
+/// Bytes of small content in flight or kept for members that lag.
+const POOL_BYTES: usize = 256 << 20;
+/// Threads of the async runtime. Disk work has threads of its own.
+const RUNTIME_THREADS: usize = 2;
+
+/// A node at work.
+struct Node<R> {
+    engine: Arc<Engine>,
+    driver: JoinHandle<()>,
+    lanes: Arc<Lanes>,
+    log: Arc<LogLane>,
+    volume: Volume,
+    net: Net,
+    server: Option<Server>,
+    mount: Option<Mount>,
+    cluster: Arc<EngineCluster>,
+    data: Option<DataDir>,
+    runtime: R,
+}
+
+/// Starts a node on the runtime that its configuration names.
+pub fn start(config: &Config, _handle: Handle) -> Result<Box<dyn Running>> {
+    match config.runtime {
+        RuntimeKind::Tokio => {
+            start_on(config, ice_tokio::Tokio::new(RUNTIME_THREADS).context("cannot start the tokio runtime")?)
+        }
+        RuntimeKind::Smol => start_on(config, ice_smol::Smol::new(RUNTIME_THREADS).context("cannot start the smol runtime")?),
+    }
+}
+
+fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>> {
+    std::fs::create_dir_all(&config.backing)
+        .with_context(|| format!("cannot create backing {}", config.backing.display()))?;
+    let payloads = Arc::new(PayloadPool::new(POOL_BYTES));
+    let mut found = recover(config, &payloads)?;
+    for words in &found.damage {
+        tracing::error!("{words}");
+    }
+    let new_replica = found.data.last_stop() == LastStop::First;
+    let volume = Volume::open(VolumeOptions {
+        ack: config.ack,
+        close_ack: config.close_ack,
+        ack_timeout: config.ack_timeout,
+        suspects: found.suspects.iter().copied().collect(),
+        rescan: config.scan_interval,
+        ..VolumeOptions::new(&config.backing, found.data.replica(), new_replica)
+    })?;
+    found.disk.staged = volume.staged();
+
+    let bound = runtime.block_on(Bound::new(runtime.clone(), &config.bind.to_string()))?;
+    let address = bound.local_addr();
+    let urls = config.advertised(address.port())?;
+    let protocol = core_config(config, &found.data, urls.clone());
+    let tape = match &config.trace {
+        Some(path) => Some(TapeFile::create(path).with_context(|| format!("trace {}", path.display()))?),
+        None => None,
+    };
+    let seed = Seed(protocol.replica.0 ^ protocol.incarnation.0.rotate_left(32));
+    let engine = Arc::new(Engine::new(protocol, seed, found.disk, Arc::clone(&payloads), tape));
+
+    let log = Arc::new(LogLane::open(&log_dir(&config.data), LogOptions::default()).context("cannot open the log")?);
+    let token = (!config.api_token.is_empty()).then(|| config.api_token.expose().to_owned());
+    let tls_server = match &config.tls {
+        Some(files) => Some(TlsServer::from_files(&files.cert, &files.key).context("tls_cert, tls_key")?),
+        None => None,
+    };
+    let wants_tls = config.tls.is_some() || config.cacert.is_some() || config.join.iter().any(|u| u.starts_with("https:"));
+    let tls = if wants_tls { Some(TlsClient::from_file(config.cacert.as_deref()).context("cacert")?) } else { None };
+    let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, volume.content_store());
+    let files: Arc<dyn FileActions> = Arc::new(volume.clone());
+    let transport: Arc<dyn Transport> = Arc::new(net.clone());
+    let lanes = Arc::new(
+        Lanes::new(&engine, Arc::clone(&log), found.store, volume.backing_fd()?, files, transport)
+            .context("cannot start the disk lanes")?,
+    );
+    net.start(Arc::clone(&engine) as Arc<dyn ice_host::transport::Sink>);
+    let driver = engine.start(Arc::clone(&lanes) as Arc<dyn ice_host::engine::Actions>)?;
+    volume.start(Arc::clone(&engine) as Arc<dyn ice_host::volume::Port>).context("cannot start the volume")?;
+
+    let mut words = found.damage;
+    let mount = match mount(config, &volume) {
+        Ok(mount) => mount,
+        Err(why) => {
+            // A mount that fails does not end the node: it serves over HTTP, and says why there is no mount.
+            tracing::error!("{why}");
+            words.push(why);
+            None
+        }
+    };
+    let outside: Arc<dyn Vfs> = Arc::new(volume.outside());
+    let when = ReadyWhen { synced: config.ready_require_sync, peer: config.ready_require_peer };
+    let troubles = troubles(Arc::clone(&engine), volume.clone(), words, config.clock_skew_max);
+    let cluster = Arc::new(EngineCluster::new(Arc::clone(&engine), Arc::clone(&outside), when, troubles));
+    let api = ApiConfig { token, ack_timeout: config.ack_timeout, limits: Limits::default() };
+    let files = Arc::new(VfsFiles::new(outside));
+    let routes = router(Rt::new(runtime.clone()), files, Arc::clone(&cluster) as _, net.clone(), api);
+    let server = bound.serve(routes, tls_server, Limits::default());
+    cluster.open(true);
+    tracing::info!("http listening on {}", server.local_addr());
+    tracing::info!("advertised as {}", urls.join(", "));
+    Ok(Box::new(Node {
+        engine,
+        driver,
+        lanes,
+        log,
+        volume,
+        net,
+        server: Some(server),
+        mount,
+        cluster,
+        data: Some(found.data),
+        runtime,
+    }))
+}
+
+fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {
+    let Some(path) = config.mount.as_ref() else { return Ok(None) };
+    // A dead mount answers ENOTCONN to everything; mounting replaces it.
+    let dead = |e: &std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
+    if let Err(e) = std::fs::create_dir_all(path)
+        && e.kind() != std::io::ErrorKind::AlreadyExists
+        && !dead(&e)
+    {
+        return Err(format!("no mount: cannot create {}: {e}", path.display()));
+    }
+    let mut options = MountOptions::new(path);
+    options.threads = config.fuse_threads;
+    let mount = Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
+    tracing::info!("fuse mounted: mountpoint={} backing={}", path.display(), config.backing.display());
+    Ok(Some(mount))
+}
+
+/// Reasons for status beyond the protocol's own.
+fn troubles(
+    engine: Arc<Engine>,
+    volume: Volume,
+    start: Vec<String>,
+    skew_max: Duration,
+) -> Box<dyn Fn() -> Vec<String> + Send + Sync> {
+    Box::new(move || {
+        let mut words = start.clone();
+        words.extend(volume.status().troubles);
+        for p in engine.view(|v| v.status()).peers {
+            let skew = Duration::from_nanos(p.clock_skew_ns.map_or(0, i64::unsigned_abs));
+            if skew > skew_max {
+                words.push(format!("the clock of {} differs by {} ms", p.name, skew.as_millis()));
+            }
+        }
+        words
+    })
+}
+
+impl<R: Runtime> Running for Node<R> {
+    fn stop(mut self: Box<Self>, deadline: Instant) -> Result<()> {
+        let left = |most: Duration| deadline.saturating_duration_since(Instant::now()).min(most);
+        if let Some(mount) = self.mount.take()
+            && let Err(e) = mount.unmount(left(Duration::from_secs(4)))
+        {
+            tracing::warn!("unmount: {e}");
+        }
+        self.cluster.open(false);
+        // Peers are told while the connections still stand; what the volume had not told yet goes out first.
+        self.volume.stop();
+        self.engine.admin(Admin::Stop);
+        if let Some(server) = self.server.take() {
+            let stopping = server.stop();
+            let limit = left(Duration::from_secs(2));
+            if self.runtime.block_on(self.runtime.timeout(limit, stopping)).is_err() {
+                tracing::warn!("some HTTP requests did not end in time");
+            }
+        }
+        self.net.stop();
+        self.engine.stop();
+        if self.driver.join().is_err() {
+            tracing::error!("the driver thread panicked");
+        }
+        self.lanes.close();
+        let synced = self.log.sync_blocking();
+        drop(self.engine);
+        synced.context("the log could not be made durable")?;
+        if let Some(data) = self.data.take() {
+            data.mark_clean()?;
+        }
+        Ok(())
+    }
+}
+

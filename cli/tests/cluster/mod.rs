@@ -1,0 +1,365 @@
+//! A cluster of real processes on loopback, with real mounts. Everything is ended and unmounted when it is dropped.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that the cluster should do by itself.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// One node.
+pub struct Node {
+    pub name: String,
+    pub dir: PathBuf,
+    pub port: u16,
+    child: Option<Child>,
+    extra: String,
+    joins: Vec<u16>,
+    token: String,
+}
+
+/// Several.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    _dir: tempfile::TempDir,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+/// A test that needs `/dev/fuse` fails where it is missing in CI, and says loudly elsewhere that it did not run.
+pub fn fuse_or_skip() -> bool {
+    if Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "this test needs root and /dev/fuse");
+    eprintln!("SKIPPED: no root or no /dev/fuse");
+    false
+}
+
+impl Cluster {
+    /// `n` nodes, all started, each joining the others.
+    pub fn start(n: usize) -> Cluster {
+        Cluster::start_with(n, "")
+    }
+
+    /// With further lines of configuration for every node.
+    pub fn start_with(n: usize, extra: &str) -> Cluster {
+        let mut c = Cluster::prepare(n, extra);
+        for node in &mut c.nodes {
+            node.spawn();
+        }
+        for node in &c.nodes {
+            node.wait_ready();
+        }
+        c.wait_connected();
+        c
+    }
+
+    /// Not started yet.
+    pub fn prepare(n: usize, extra: &str) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("icetest-").tempdir().expect("a temporary directory");
+        let ports: Vec<u16> = (0..n).map(|_| free_port()).collect();
+        let nodes = (0..n)
+            .map(|i| {
+                let dir = dir.path().join(format!("n{}", i + 1));
+                for sub in ["backing", "mount", "data"] {
+                    fs::create_dir_all(dir.join(sub)).expect("directories");
+                }
+                Node {
+                    name: format!("n{}", i + 1),
+                    dir,
+                    port: ports[i],
+                    child: None,
+                    extra: extra.to_owned(),
+                    joins: ports.iter().copied().filter(|p| *p != ports[i]).collect(),
+                    token: extra
+                        .lines()
+                        .find_map(|l| l.strip_prefix("api_token:"))
+                        .map(|t| t.trim().trim_matches('"').to_owned())
+                        .unwrap_or_default(),
+                }
+            })
+            .collect();
+        Cluster { nodes, _dir: dir }
+    }
+
+    /// Until every running node sees every other running one.
+    pub fn wait_connected(&self) {
+        let up = self.nodes.iter().filter(|n| n.child.is_some()).count();
+        for node in self.nodes.iter().filter(|n| n.child.is_some()) {
+            node.wait_peers(up - 1);
+        }
+    }
+
+    /// Until the mounts of all running nodes show the same tree, and nothing is under way.
+    pub fn wait_equal(&self) {
+        let up: Vec<&Node> = self.nodes.iter().filter(|n| n.child.is_some()).collect();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let trees: Vec<String> = up.iter().map(|n| describe(&n.mount())).collect();
+            let same = trees.windows(2).all(|w| w[0] == w[1]);
+            if same && up.iter().all(|n| n.status().contains("\"in_sync\":true") || up.len() < self.nodes.len()) {
+                return;
+            }
+            if Instant::now() > end {
+                for (n, t) in up.iter().zip(&trees) {
+                    eprintln!("== {}\n{t}\n{}\n{}", n.name, n.status(), n.log_tail());
+                }
+                panic!("the trees did not become equal");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Node {
+    pub fn mount(&self) -> PathBuf {
+        self.dir.join("mount")
+    }
+    pub fn backing(&self) -> PathBuf {
+        self.dir.join("backing")
+    }
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("config.yml")
+    }
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("running").id()
+    }
+
+    /// Other addresses to join.
+    pub fn set_joins(&mut self, ports: Vec<u16>) {
+        self.joins = ports;
+    }
+    pub fn set_extra(&mut self, extra: &str) {
+        self.extra = extra.to_owned();
+    }
+
+    pub fn write_config(&self) {
+        let join: Vec<String> = self.joins.iter().map(|p| format!("http://127.0.0.1:{p}")).collect();
+        let d = self.dir.display();
+        let mut text = format!(
+            "node_id: {}\nbind: 127.0.0.1:{}\nbacking: {d}/backing\nmount: {d}/mount\ndata: {d}/data\nkeepalive: 1s\nlog_file: {d}/log\n",
+            self.name, self.port
+        );
+        if !join.is_empty() {
+            text.push_str(&format!("join: \"{}\"\n", join.join(",")));
+        }
+        text.push_str(&self.extra);
+        text.push('\n');
+        fs::write(self.config_file(), text).expect("write the configuration");
+    }
+
+    pub fn spawn(&mut self) {
+        self.write_config();
+        let child = Command::new(env!("CARGO_BIN_EXE_icecluster"))
+            .arg("-config")
+            .arg(self.config_file())
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(self.dir.join("stdout")).expect("stdout"))
+            .stderr(fs::File::create(self.dir.join("stderr")).expect("stderr"))
+            .spawn()
+            .expect("start a node");
+        self.child = Some(child);
+    }
+
+    /// Starts again and waits until it serves.
+    pub fn restart(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    pub fn kill9(&mut self) {
+        if let Some(mut c) = self.child.take() {
+            c.kill().expect("kill");
+            c.wait().expect("wait");
+        }
+    }
+
+    /// SIGTERM; the exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let mut c = self.child.take()?;
+        signal(c.id(), "TERM");
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = c.try_wait().expect("wait") {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "{} does not stop\n{}", self.name, self.log_tail());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn alive(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|c| c.try_wait().expect("wait").is_none())
+    }
+
+    pub fn wait_ready(&self) {
+        self.wait("ready", |n| n.http("GET", "/ready", &[], b"").is_ok_and(|r| r.status == 200));
+    }
+
+    pub fn wait_peers(&self, n: usize) {
+        self.wait("connected", |node| node.status().matches("\"state\":\"up\"").count() >= n);
+    }
+
+    pub fn wait(&self, what: &str, f: impl Fn(&Node) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !f(self) {
+            assert!(Instant::now() < end, "{} is not {what}\n{}\n{}", self.name, self.status(), self.log_tail());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log_tail(&self) -> String {
+        let mut out = String::new();
+        for f in ["stderr", "log"] {
+            let text = fs::read(self.dir.join(f)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            out.push_str(&lines[lines.len().saturating_sub(40)..].join("\n"));
+            out.push('\n');
+        }
+        out
+    }
+
+    pub fn status(&self) -> String {
+        self.http("GET", "/v1/status", &[], b"").map(|r| r.text()).unwrap_or_default()
+    }
+
+    /// One request on a connection of its own.
+    pub fn http(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Answer> {
+        request(self.port, &self.token, method, target, headers, body)
+    }
+}
+
+/// One request on a connection of its own.
+pub fn request(
+    port: u16,
+    token: &str,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<Answer> {
+    let mut s = TcpStream::connect(("127.0.0.1", port))?;
+    s.set_read_timeout(Some(PATIENCE))?;
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n");
+    if !token.is_empty() && !headers.iter().any(|(k, _)| k.eq_ignore_ascii_case("authorization")) {
+        head.push_str(&format!("Authorization: Bearer {token}\r\n"));
+    }
+    for (k, v) in headers {
+        head.push_str(&format!("{k}: {v}\r\n"));
+    }
+    if method != "GET" && method != "HEAD" {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
+    s.write_all(head.as_bytes())?;
+    s.write_all(body)?;
+    let mut raw = Vec::new();
+    s.read_to_end(&mut raw)?;
+    Answer::parse(&raw).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    fn parse(raw: &[u8]) -> Option<Answer> {
+        let at = raw.windows(4).position(|w| w == b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&raw[..at]).into_owned();
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let mut body = raw[at + 4..].to_vec();
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            body = unchunk(&body)?;
+        }
+        Some(Answer { status, head, body })
+    }
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+fn unchunk(mut raw: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    loop {
+        let end = raw.windows(2).position(|w| w == b"\r\n")?;
+        let n = usize::from_str_radix(std::str::from_utf8(&raw[..end]).ok()?.split(';').next()?.trim(), 16).ok()?;
+        raw = raw.get(end + 2..)?;
+        if n == 0 {
+            return Some(out);
+        }
+        out.extend_from_slice(raw.get(..n)?);
+        raw = raw.get(n + 2..)?;
+    }
+}
+
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().expect("kill");
+    assert!(status.success());
+}
+
+/// A directory tree as text: kinds, permissions, owners, sizes, modification times, link targets and contents.
+pub fn describe(root: &Path) -> String {
+    let out = Command::new("bash")
+        .arg("-c")
+        .arg("find . -mindepth 1 -path ./.icecluster -prune -o -printf '%P|%y|%m|%U:%G|%s|%T@|%l\\n' 2>&1 | grep -v '^$' | awk -F'|' -v OFS='|' '{ if ($2==\"d\") { $5=0 } print }' | sort; find . -path ./.icecluster -prune -o -type f -print0 | sort -z | xargs -0 -r md5sum 2>&1")
+        .current_dir(root)
+        .output();
+    match out {
+        // Directories get their modification time from what happens in them, on each node by itself.
+        Ok(o) => String::from_utf8_lossy(&o.stdout)
+            .lines()
+            .map(|l| {
+                let f: Vec<&str> = l.split('|').collect();
+                if f.len() == 7 && f[1] == "d" { format!("{}|{}|{}|{}", f[0], f[1], f[2], f[3]) } else { l.to_owned() }
+            })
+            .collect::<Vec<_>>()
+            .join("\n"),
+        Err(e) => e.to_string(),
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for n in &mut self.nodes {
+            if let Some(c) = &n.child {
+                signal(c.id(), "TERM");
+            }
+        }
+        for n in &mut self.nodes {
+            let end = Instant::now() + Duration::from_secs(15);
+            if let Some(mut c) = n.child.take() {
+                while c.try_wait().ok().flatten().is_none() {
+                    if Instant::now() > end {
+                        let _ = c.kill();
+                        let _ = c.wait();
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            // A node that was killed left its mount behind.
+            let _ = rustix::mount::unmount(n.mount(), rustix::mount::UnmountFlags::DETACH);
+        }
+        if std::thread::panicking() {
+            for n in &self.nodes {
+                eprintln!("== log of {}\n{}", n.name, n.log_tail());
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The faults of the original icecluster that this release must not repeat, by their numbers in the inventory. Each test
+//! runs real nodes with real mounts.
+
+mod cluster;
+
+use cluster::{Cluster, PATIENCE, fuse_or_skip, request};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn read(path: impl AsRef<std::path::Path>) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| format!("<{e}>"))
+}
+
+#[test]
+fn fault_01_a_peer_going_down_does_not_stop_the_survivors() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::start(3);
+    c.nodes[2].kill9();
+    c.nodes[0].wait("told that a peer is down", |n| n.status().contains("\"state\":\"down\""));
+    let at = Instant::now();
+    for i in 0..50 {
+        fs::write(c.nodes[0].mount().join(format!("f{i}")), "x").expect("write while a peer is down");
+    }
+    assert!(at.elapsed() < PATIENCE);
+    assert_eq!(c.nodes[0].http("GET", "/v1/peers", &[], b"").expect("peers").status, 200);
+    c.wait_equal();
+    c.nodes[2].restart();
+    c.wait_connected();
+    c.wait_equal();
+}
+
+#[test]
+fn fault_02_appending_works() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(2);
+    let path = c.nodes[0].mount().join("log");
+    for i in 0..20 {
+        let mut f = fs::OpenOptions::new().append(true).create(true).open(&path).expect("open");
+        writeln!(f, "line {i}").expect("append");
+    }
+    assert_eq!(read(&path).lines().count(), 20);
+    c.wait_equal();
+    assert_eq!(read(c.nodes[1].mount().join("log")).lines().count(), 20);
+}
+
+#[test]
+fn fault_03_closing_keeps_mode_inode_and_links() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(2);
+    let (a, b) = (c.nodes[0].mount().join("a"), c.nodes[0].mount().join("b"));
+    let mut f = fs::OpenOptions::new().create_new(true).write(true).mode(0o751).open(&a).expect("create");
+    fs::hard_link(&a, &b).expect("link");
+    f.write_all(b"one").expect("write");
+    drop(f);
+    let before = fs::metadata(&a).expect("stat");
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&b)
+        .and_then(|mut f| f.write_all(b" two"))
+        .expect("write through the link");
+    let after = fs::metadata(&a).expect("stat");
+    assert_eq!((before.ino(), before.mode()), (after.ino(), after.mode()));
+    assert_eq!(after.mode() & 0o777, 0o751);
+    assert_eq!(read(&a), "one two");
+    c.wait_equal();
+    let m = c.nodes[1].mount();
+    let (x, y) = (fs::metadata(m.join("a")).expect("stat"), fs::metadata(m.join("b")).expect("stat"));
+    assert_eq!((x.ino(), x.nlink(), x.mode() & 0o777), (y.ino(), 2, 0o751));
+    assert_eq!(read(m.join("a")), "one two");
+}
+
+#[test]
+fn fault_04_renames_directories_and_attributes_travel() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(2);
+    let (m, n) = (c.nodes[0].mount(), c.nodes[1].mount());
+    fs::create_dir_all(m.join("d/e")).expect("mkdir");
+    fs::create_dir(m.join("empty")).expect("mkdir");
+    fs::write(m.join("d/e/f"), "data").expect("write");
+    symlink("d/e/f", m.join("link")).expect("symlink");
+    c.wait_equal();
+    fs::rename(m.join("d"), m.join("moved")).expect("rename");
+    fs::set_permissions(m.join("moved/e/f"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    std::os::unix::fs::chown(m.join("moved/e/f"), Some(1234), Some(4321)).expect("chown");
+    fs::remove_dir(m.join("empty")).expect("rmdir");
+    rustix::fs::setxattr(m.join("moved/e/f"), "user.note", b"hello", rustix::fs::XattrFlags::empty())
+        .expect("setxattr");
+    c.wait_equal();
+    assert!(!n.join("d").exists() && !n.join("empty").exists());
+    let f = fs::metadata(n.join("moved/e/f")).expect("stat");
+    assert_eq!((f.mode() & 0o777, f.uid(), f.gid()), (0o600, 1234, 4321));
+    let mut value = [0; 16];
+    let len = rustix::fs::getxattr(n.join("moved/e/f"), "user.note", &mut value[..]).expect("getxattr");
+    assert_eq!(&value[..len], b"hello");
+    assert_eq!(fs::read_link(n.join("link")).expect("readlink").to_str(), Some("d/e/f"));
+}
+
+#[test]
+fn fault_05_modification_times_are_carried_and_nothing_is_fetched_twice() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(2);
+    let f = c.nodes[0].mount().join("f");
+    fs::write(&f, "x").expect("write");
+    let when = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    fs::File::options().write(true).open(&f).and_then(|f| f.set_modified(when)).expect("utimes");
+    c.wait_equal();
+    let m = fs::metadata(c.nodes[1].mount().join("f")).expect("stat");
+    assert_eq!((m.mtime(), m.mtime_nsec()), (1_000_000_000, 123_456_789));
+}
+
+#[test]
+fn fault_06_a_missed_delete_is_not_undone() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::start(3);
+    fs::write(c.nodes[0].mount().join("gone"), "x").expect("write");
+    fs::write(c.nodes[0].mount().join("stays"), "x").expect("write");
+    c.wait_equal();
+    c.nodes[2].kill9();
+    fs::remove_file(c.nodes[0].mount().join("gone")).expect("unlink");
+    c.nodes[2].restart();
+    c.wait_connected();
+    c.wait_equal();
+    for n in &c.nodes {
+        assert!(!n.mount().join("gone").exists(), "{} brought it back", n.name);
+        assert!(n.mount().join("stays").exists());
+    }
+}
+
+#[test]
+fn fault_07_the_newest_version_wins_not_the_first_peer() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::start(3);
+    fs::write(c.nodes[0].mount().join("f"), "old").expect("write");
+    c.wait_equal();
+    c.nodes[0].stop();
+    fs::write(c.nodes[2].mount().join("f"), "new").expect("write");
+    c.wait_equal();
+    c.nodes[0].restart();
+    c.wait_connected();
+    c.wait_equal();
+    for n in &c.nodes {
+        assert_eq!(read(n.mount().join("f")), "new", "{}", n.name);
+    }
+}
+
+#[test]
+fn fault_11_changes_made_while_a_peer_is_away_reach_it() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::start(2);
+    c.nodes[1].stop();
+    for i in 0..100 {
+        fs::write(c.nodes[0].mount().join(format!("f{i}")), format!("{i}")).expect("write");
+    }
+    fs::write(c.nodes[0].mount().join("big"), vec![7u8; 3 << 20]).expect("write");
+    c.nodes[1].restart();
+    c.wait_connected();
+    c.wait_equal();
+    assert_eq!(read(c.nodes[1].mount().join("f99")), "99");
+    assert_eq!(fs::metadata(c.nodes[1].mount().join("big")).expect("stat").len(), 3 << 20);
+}
+
+#[test]
+fn fault_12_put_and_delete_over_http_act_on_the_cluster() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(3);
+    let r = c.nodes[0].http("PUT", "/v1/file?path=dir/a.txt", &[], b"hello").expect("put");
+    assert_eq!(r.status, 204, "{}", r.text());
+    c.wait_equal();
+    for n in &c.nodes {
+        assert_eq!(read(n.mount().join("dir/a.txt")), "hello", "{}", n.name);
+    }
+    let r = c.nodes[2].http("DELETE", "/v1/file?path=dir/a.txt", &[], b"").expect("delete");
+    assert_eq!(r.status, 204, "{}", r.text());
+    c.wait_equal();
+    assert!(!c.nodes[0].mount().join("dir/a.txt").exists());
+}
+
+#[test]
+fn fault_13_a_hung_peer_does_not_block_close() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(2);
+    cluster::signal(c.nodes[1].pid(), "STOP");
+    let at = Instant::now();
+    for i in 0..20 {
+        fs::write(c.nodes[0].mount().join(format!("f{i}")), vec![1u8; 100_000]).expect("write");
+    }
+    let took = at.elapsed();
+    cluster::signal(c.nodes[1].pid(), "CONT");
+    assert!(took < PATIENCE, "closing took {took:?}");
+    c.wait_connected();
+    c.wait_equal();
+}
+
+#[test]
+fn fault_15_a_remote_change_is_seen_as_soon_as_it_is_applied() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(2);
+    let (a, b) = (c.nodes[0].mount().join("f"), c.nodes[1].mount().join("f"));
+    assert!(!b.exists(), "a negative answer is in the kernel's cache now");
+    for i in 0..20 {
+        let text = "x".repeat(i + 1);
+        fs::write(&a, &text).expect("write");
+        let end = Instant::now() + PATIENCE;
+        while fs::metadata(&b).map(|m| m.len()).unwrap_or(0) != text.len() as u64 {
+            assert!(Instant::now() < end, "the size stays stale");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(read(&b), text);
+    }
+}
+
+#[test]
+fn fault_16_owners_are_real_and_working_files_are_hidden() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(2);
+    let m = c.nodes[0].mount();
+    fs::set_permissions(&m, fs::Permissions::from_mode(0o777)).expect("chmod");
+    let mut made = Command::new("setpriv");
+    made.args(["--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c"])
+        .arg("echo hi > mine && mkdir sub && ! cat secret")
+        .current_dir(&m)
+        .env("PATH", "/usr/bin:/bin");
+    fs::write(m.join("secret"), "x").expect("write");
+    fs::set_permissions(m.join("secret"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    assert!(made.status().expect("setpriv").success());
+    c.wait_equal();
+    for n in &c.nodes {
+        let f = fs::metadata(n.mount().join("mine")).expect("stat");
+        assert_eq!((f.uid(), f.gid(), f.nlink()), (1000, 1000, 1));
+        let names: Vec<_> = fs::read_dir(n.mount()).expect("list").map(|e| e.expect("entry").file_name()).collect();
+        assert!(names.iter().all(|x| !x.to_string_lossy().starts_with(".ice")), "{names:?}");
+        assert!(!n.http("GET", "/v1/index", &[], b"").expect("index").text().contains(".icecluster"));
+        assert!(fs::File::create(n.mount().join(".icecluster")).is_err());
+    }
+}
+
+#[test]
+fn fault_17_an_unreachable_peer_does_not_stop_the_start() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::prepare(1, "");
+    c.nodes[0].set_joins(vec![1, 2]);
+    c.nodes[0].spawn();
+    c.nodes[0].wait_ready();
+    fs::write(c.nodes[0].mount().join("f"), "x").expect("write");
+    assert_eq!(read(c.nodes[0].backing().join("f")), "x");
+}
+
+#[test]
+fn fault_18_a_mount_that_fails_does_not_end_the_node() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::prepare(1, "");
+    // A mountpoint that is a file cannot be mounted on.
+    fs::remove_dir(c.nodes[0].mount()).expect("rmdir");
+    fs::write(c.nodes[0].mount(), "not a directory").expect("write");
+    c.nodes[0].spawn();
+    c.nodes[0].wait("serving", |n| n.http("GET", "/health", &[], b"").is_ok_and(|r| r.status == 200));
+    c.nodes[0].wait("saying why", |n| n.status().contains("mount"));
+    let r = c.nodes[0].http("PUT", "/v1/file?path=f", &[], b"x").expect("put");
+    assert_eq!(r.status, 204);
+    assert!(c.nodes[0].alive());
+}
+
+#[test]
+fn fault_19_links_do_not_lead_out_and_get_changes_nothing() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start_with(2, "api_token: \"s3cret\"");
+    let n = &c.nodes[0];
+    symlink("/etc", n.mount().join("out")).expect("symlink");
+    let r = n.http("GET", "/v1/file?path=out/passwd", &[], b"").expect("get");
+    assert!(r.status >= 400 && !r.text().contains("root:"), "{} {}", r.status, r.text());
+    let r = n.http("GET", "/v1/file?path=../../etc/passwd", &[], b"").expect("get");
+    assert_eq!(r.status, 400);
+    for target in
+        ["/v1/peers/register?url=http://127.0.0.1:1", "/v1/peers/unregister?url=http://127.0.0.1:1", "/v1/stats/reset"]
+    {
+        assert_eq!(n.http("GET", target, &[], b"").expect("get").status, 405, "{target}");
+    }
+    let cross = [("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")];
+    assert_eq!(n.http("PUT", "/v1/file?path=x", &cross, b"x").expect("put").status, 403);
+}
+
+#[test]
+fn fault_20_only_health_and_ready_are_open() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start_with(1, "api_token: \"s3cret\"");
+    let port = c.nodes[0].port;
+    for open in ["/health", "/ready", "/v1/ready"] {
+        assert_eq!(request(port, "", "GET", open, &[], b"").expect("get").status, 200, "{open}");
+    }
+    for closed in
+        ["/v1/node", "/v1/time", "/v1/version", "/v1/index", "/v1/peers", "/v1/stats", "/v1/status", "/v1/file?path=x"]
+    {
+        assert_eq!(request(port, "", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
+        assert_eq!(request(port, "wrong", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
+        assert_ne!(request(port, "s3cret", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
+    }
+}

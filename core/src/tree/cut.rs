@@ -1,0 +1,278 @@
+//! Forgetting what only served to order operations, once every member knows them.
+
+use super::model::*;
+use super::plan::Work;
+use super::slab::NONE;
+use super::{ROOT, Tree};
+use crate::time::Stamp;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+impl Tree {
+    /// Every member has every operation up to `stable`, and none at or below it will come any more: forget deletions,
+    /// versions and moves that everybody knows. At most `max` things; true: call again (with the same stamp or a later one).
+    pub fn cut(&mut self, stable: Stamp, max: usize) -> bool {
+        if stable > self.cut {
+            self.cut = stable;
+            self.dirty_keys.insert(super::store::cut_key());
+        }
+        let mut left = max;
+        while left > 0 && self.moves.first_key_value().is_some_and(|(s, _)| *s <= self.cut) {
+            left -= 1;
+            self.fold_first_move();
+        }
+        while let Some((s, i)) = self.version_ages.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+            left -= 1;
+            self.version_ages.pop_first();
+            self.forget_version(i, s);
+        }
+        while let Some((s, e)) = self.graves.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+            left -= 1;
+            self.graves.remove(&(s, e));
+            self.visit_grave(e);
+        }
+        while let Some((s, i)) = self.xattr_graves.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+            left -= 1;
+            self.xattr_graves.remove(&(s, i));
+            self.forget_xattrs(i);
+        }
+        while let Some((s, i)) = self.orphans.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+            left -= 1;
+            self.orphans.remove(&(s, i));
+            self.visit_orphan(i);
+        }
+        if self.early.values().any(|r| r.iter().any(|(at, _)| *at <= self.cut)) {
+            self.touch(ROOT);
+            let cut = self.cut;
+            self.early.values_mut().for_each(|r| r.retain(|(at, _)| *at > cut));
+            self.early.retain(|_, r| !r.is_empty());
+        }
+        self.settle();
+        left == 0
+    }
+
+    /// It is (or may be) dead: `cut` looks at it in time.
+    pub(super) fn bury(&mut self, e: u32) {
+        let n = &self.entries[e];
+        if n.has(REMOVED) {
+            let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
+            self.graves.insert((last, e));
+        } else if n.has(FORGOTTEN) {
+            self.graves.insert((Stamp::ZERO, e));
+        }
+    }
+
+    fn forget_version(&mut self, i: u32, s: Stamp) {
+        if !self.versions.contains_key(&(i, s)) {
+            return;
+        }
+        if self.heads.contains(&(i, s)) {
+            if self.verdict(i, s) != super::heads::Verdict::Drop {
+                return; // Looked at again when it is settled.
+            }
+            self.settle_head(i, s);
+        }
+        self.versions.remove(&(i, s));
+        self.dirty.insert(i);
+    }
+
+    fn visit_grave(&mut self, e: u32) {
+        let Some(n) = self.entries.get(e) else { return };
+        let i = n.inode;
+        let place = self.stamp(n.place);
+        let (live, removed, forgotten) = (n.has(LIVE), n.has(REMOVED), n.has(FORGOTTEN));
+        let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
+        if last > self.cut {
+            self.graves.insert((last, e));
+            return;
+        }
+        if live && removed && !forgotten {
+            if last < place {
+                if place > self.cut {
+                    self.graves.insert((place, e));
+                } else {
+                    self.forget_removals(e);
+                }
+            } else if self.own_live(e) && !self.inodes[i].has(MULTI) {
+                let winner = self.winner(i).0;
+                if winner > self.cut {
+                    self.graves.insert((winner, e));
+                } else {
+                    self.forget_removals(e);
+                }
+            }
+            return; // A directory that is held by what is in it comes here again when it dies.
+        }
+        if live || !(removed || forgotten) || self.is_seated(e) || self.work.is_busy(i) {
+            return;
+        }
+        let alive = place > last && !forgotten && self.entries[e].name.is_some();
+        let unsettled = self.heads.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).next().is_some();
+        if alive || unsettled {
+            return; // Its creation is missing, or a conflict is not settled: looked at again then.
+        }
+        if self.inodes[i].tag == Tag::Dir && self.inodes[i].refs > 0 {
+            return; // Something dead in it may come back and need it.
+        }
+        if let Some(s) = self.moves_of(e).first() {
+            self.graves.insert((*s, e));
+            return;
+        }
+        if self.inodes[i].has(MULTI) && removed && self.last_name_to_go(e) {
+            // Which name comes back is decided by the last deletion: it goes last. Look again when the others have gone.
+            return;
+        }
+        self.purge(e);
+    }
+
+    /// No name of the file is left, and this one was deleted last.
+    fn last_name_to_go(&self, e: u32) -> bool {
+        let i = self.entries[e].inode;
+        let last = |e: u32| (self.removed.get(&e).and_then(|r| r.last()).map(|r| r.0), self.entries[e].id());
+        let others: Vec<u32> = self.entries_of(i).into_iter().filter(|o| *o != e).collect();
+        !others.iter().any(|o| self.entries[*o].has(LIVE)) && others.iter().all(|o| last(*o) < last(e))
+    }
+
+    /// The deletions no longer matter; what they hid of an earlier life goes with them.
+    fn forget_removals(&mut self, e: u32) {
+        let i = self.entries[e].inode;
+        self.touch(i);
+        if let Some((before, saw)) = self.floor(i) {
+            let old: Vec<_> =
+                self.xattrs_raw(i).filter(|(_, x)| x.stamp <= before).map(|(name, _)| (i, Box::from(name))).collect();
+            for key in old {
+                self.xattrs.remove(&key);
+            }
+            if self.stamp(self.inodes[i].content) <= saw {
+                let held = self.held(i);
+                let n = &mut self.inodes[i];
+                n.content = super::slab::Short::default();
+                (n.size, n.digest) = (0, crate::op::ContentDigest::EMPTY);
+                self.set_held(i, held.stamp, held.bytes);
+            }
+        }
+        self.removed.remove(&e);
+        self.entries[e].set(REMOVED, false);
+    }
+
+    fn xattrs_raw(&self, i: u32) -> impl Iterator<Item = (&[u8], &Xattr)> {
+        let from = (i, Box::from(&b""[..]));
+        self.xattrs.range(from..).take_while(move |((n, _), _)| *n == i).map(|((_, name), x)| (&**name, x))
+    }
+
+    fn forget_xattrs(&mut self, i: u32) {
+        let Some(n) = self.inodes.get(i) else { return };
+        if n.has(ATTR_DUE) || self.work.is_busy(i) {
+            // Disk may still have them.
+            self.xattr_graves.insert((self.cut.max(Stamp { time: crate::time::Hlc(1), ..Stamp::ZERO }), i));
+            return;
+        }
+        let cut = self.cut;
+        let dead = self.xattrs_raw(i).filter(|(_, x)| x.value.is_none() && x.stamp <= cut);
+        let dead: Vec<_> = dead.map(|(name, _)| (i, Box::from(name))).collect();
+        if !dead.is_empty() {
+            self.touch(i);
+        }
+        for key in dead {
+            self.xattrs.remove(&key);
+        }
+        let any = self.xattrs_raw(i).next().is_some();
+        self.inodes[i].set(XATTRS, any);
+    }
+
+    /// Takes an entry out of all books.
+    pub(super) fn purge(&mut self, e: u32) {
+        let i = self.entries[e].inode;
+        self.touch(i);
+        self.set_live(e, false);
+        for s in self.moves_of(e) {
+            self.forget_move(s);
+        }
+        if let Some(b) = self.base.remove(&e) {
+            self.drop_parent(b.parent);
+        }
+        let parent = self.entries[e].parent;
+        let id = self.entries[e].id();
+        self.removed.remove(&e);
+        self.by_entry.remove(&id);
+        self.entries.remove(e);
+        self.work.forget(Work::Entry(e));
+        if self.inodes[i].has(MULTI) {
+            self.links.remove(&(i, e));
+            let rest: Vec<u32> = self.links.range((i, 0)..=(i, u32::MAX)).map(|(_, e)| *e).collect();
+            if self.inodes[i].entry == e {
+                self.inodes[i].entry = rest.first().copied().unwrap_or(NONE);
+            }
+            if let [only] = rest[..] {
+                self.links.remove(&(i, only));
+                self.inodes[i].set(MULTI, false);
+            }
+            for other in rest {
+                self.bury(other);
+            }
+        } else {
+            self.inodes[i].entry = NONE;
+        }
+        if parent != NONE {
+            self.drop_parent(parent);
+        }
+        if self.inodes[i].entry == NONE {
+            if self.inodes[i].refs == 0 {
+                self.free_inode(i);
+            } else {
+                self.orphans.insert((self.cut, i));
+            }
+        }
+    }
+
+    fn visit_orphan(&mut self, i: u32) {
+        let Some(n) = self.inodes.get(i) else { return };
+        if i == ROOT || n.entry != NONE || n.refs > 0 || self.work.is_busy(i) {
+            return;
+        }
+        let registers = [n.make, n.mode_at, n.owner_at, n.times_at, n.content].into_iter().map(|s| self.stamp(s));
+        let xattrs = self.xattrs_raw(i).map(|(_, x)| x.stamp);
+        let last = registers.chain(xattrs).max().unwrap_or(Stamp::ZERO);
+        if last > self.cut {
+            self.orphans.insert((last, i));
+        } else {
+            self.touch(i);
+            self.free_inode(i);
+        }
+    }
+
+    /// Gives back the slot of an inode without entries. It is touched already.
+    fn free_inode(&mut self, i: u32) {
+        let id = self.id_of(i);
+        self.work.wake(i);
+        self.work.forget(Work::Inode(i));
+        let xattrs: Vec<_> = self.xattrs_raw(i).map(|(name, _)| (i, Box::from(name))).collect();
+        for key in xattrs {
+            self.xattrs.remove(&key);
+        }
+        let mine = (i, Stamp::ZERO)..=(i, Stamp::MAX);
+        let versions: Vec<_> = self.versions.range(mine.clone()).map(|(k, _)| *k).collect();
+        for key in versions {
+            self.versions.remove(&key);
+        }
+        for set in [&mut self.heads, &mut self.heads_due, &mut self.heads_needed] {
+            let keys: Vec<_> = set.range(mine.clone()).copied().collect();
+            for key in keys {
+                set.remove(&key);
+            }
+        }
+        if let Some((inode, lost)) = self.copy_of.remove(&id) {
+            self.copies.remove(&(inode, lost));
+            self.dirty_keys.insert(super::store::copy_key(inode, lost));
+        }
+        self.details.remove(&i);
+        self.held.remove(&i);
+        self.touched.remove(&i);
+        self.recheck.remove(&i);
+        self.rebirths.remove(&i);
+        self.dirty.remove(&i);
+        self.by_inode.remove(&id);
+        self.inodes.remove(i);
+        self.gone.insert(id);
+    }
+}

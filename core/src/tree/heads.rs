@@ -1,0 +1,275 @@
+//! Versions that lost a conflict, and the copies that keep their bytes.
+
+use super::model::*;
+use super::names::conflict_name;
+use super::plan::{Kept, Work};
+use super::{Conflict, Have, LocalOp, LocalOutcome, Mint, ROOT, Tree, Version};
+use crate::action::LogRecord;
+use crate::ids::{EntryId, InodeId, Name};
+use crate::op::{Kind, Make, OpBody};
+use crate::time::Stamp;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+/// What is to be done about a version that may have lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Nothing: it was overwritten knowingly, its bytes stand elsewhere, or it was deleted by somebody who had seen it.
+    Drop,
+    /// An operation that decides it has not come yet.
+    Wait,
+    /// Its bytes must be kept.
+    Keep(Version),
+}
+
+impl Tree {
+    /// All names were deleted (or deleted before a new life began) by somebody who had this version.
+    fn deleted_knowingly(&self, i: u32, version: Stamp) -> bool {
+        let entries = self.entries_of(i);
+        let made = self.stamp(self.inodes[i].make);
+        let by = |e: &u32| {
+            let n = &self.entries[*e];
+            let place = self.stamp(n.place);
+            let counts = |at: Stamp| at > place || (n.has(FIRST) && at < made);
+            self.removed.get(e).is_some_and(|r| r.iter().any(|(at, saw)| *saw == version && counts(*at)))
+        };
+        !entries.is_empty() && entries.iter().all(by)
+    }
+
+    pub(super) fn verdict(&self, i: u32, version: Stamp) -> Verdict {
+        let Some(v) = self.versions.get(&(i, version)) else { return Verdict::Drop };
+        let (winner, size, digest) = (self.stamp(self.inodes[i].content), self.inodes[i].size, self.inodes[i].digest);
+        if version == winner || v.size == 0 {
+            return Verdict::Drop;
+        }
+        let mut unknown = false;
+        let all = || self.versions.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).map(|(_, v)| v);
+        for x in all() {
+            if x.base == version {
+                return Verdict::Drop;
+            }
+            unknown |= x.base > version && x.base > self.cut && !self.versions.contains_key(&(i, x.base));
+        }
+        if self.deleted_knowingly(i, version) {
+            return Verdict::Drop;
+        }
+        if (size, digest) == (v.size, v.digest) && !self.deleted_knowingly(i, winner) {
+            return Verdict::Drop;
+        }
+        for x in all() {
+            let equal = x.stamp != version && (x.size, x.digest) == (v.size, v.digest);
+            let safe = || x.stamp > version || all().any(|y| y.base == x.stamp);
+            if equal && safe() && !self.deleted_knowingly(i, x.stamp) {
+                return Verdict::Drop;
+            }
+        }
+        let copy = EntryId::derive_conflict(self.inodes[i].id(), version);
+        if self.by_entry.contains_key(&copy) {
+            return Verdict::Drop;
+        }
+        if unknown { Verdict::Wait } else { Verdict::Keep(*v) }
+    }
+
+    /// A version is settled: it needs no copy (any more).
+    pub(super) fn settle_head(&mut self, i: u32, version: Stamp) {
+        if self.heads.remove(&(i, version)) {
+            self.dirty.insert(i);
+            self.heads_due.remove(&(i, version));
+            self.heads_needed.remove(&(i, version));
+            let id = self.inodes[i].id();
+            let copy = EntryId::derive_conflict(id, version);
+            if self.by_entry.contains_key(&copy) {
+                self.note_copy(id, version, copy.first_inode());
+            }
+            if version <= self.cut {
+                self.version_ages.insert((version, i));
+            }
+            for e in self.entries_of(i) {
+                self.bury(e);
+            }
+        }
+    }
+
+    pub(super) fn note_copy(&mut self, inode: InodeId, lost: Stamp, copy: InodeId) {
+        if self.copies.insert((inode, lost), copy).is_none() {
+            self.copy_of.insert(copy, (inode, lost));
+            self.dirty_keys.insert(super::store::copy_key(inode, lost));
+        }
+    }
+
+    /// Something about the inode changed: its unsettled versions are looked at again.
+    pub(super) fn call_heads(&mut self, i: u32) {
+        let mine: Vec<_> = self.heads.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).copied().collect();
+        self.heads_due.extend(mine);
+    }
+
+    /// Nobody has the bytes of this losing version any more.
+    pub fn give_up_head(&mut self, inode: InodeId, version: Stamp) {
+        if let Some(i) = self.inode_of(inode)
+            && !(self.held(i).stamp == version && self.on_disk(i))
+        {
+            self.settle_head(i, version);
+        }
+    }
+
+    /// Kept losing versions whose copies still stand.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let live = |copy: &InodeId| {
+            self.inode_of(*copy).is_some_and(|c| self.entries_of(c).iter().any(|e| self.entries[*e].has(LIVE)))
+        };
+        let all = self.copies.iter().filter(|(_, copy)| live(copy));
+        all.map(|((inode, lost), copy)| Conflict { inode: *inode, lost: *lost, copy: *copy }).collect()
+    }
+
+    /// The copy that keeps version `lost` of `inode`, if one is known.
+    pub fn copy_of(&self, inode: InodeId, lost: Stamp) -> Option<InodeId> {
+        self.copies.get(&(inode, lost)).copied()
+    }
+
+    /// A free name on disk and in the tree for the copy of a losing version, beside `name`.
+    pub(super) fn copy_name(&self, dir: u32, name: &Name, lost: Stamp, id: EntryId) -> Option<Name> {
+        let free = |n: &Name| {
+            self.disk_child(dir, n).is_none() && self.group(dir, n).is_empty() && !self.work.is_reserved(dir, n)
+        };
+        [8, 16, 32].into_iter().map(|digits| conflict_name(name, lost, id, digits)).find(free)
+    }
+
+    /// Operations that the tree has to issue by itself: conflict copies of losing versions, and directories that hold
+    /// something of ours although the cluster forgot them. At most `max` outcomes. Calls `have` with versions that lost.
+    pub fn own_ops(&mut self, have: &Have<'_>, mint: &mut Mint<'_>, max: usize) -> Vec<LocalOutcome> {
+        let mut out = Vec::new();
+        while out.len() < max {
+            if let Some(kept) = self.kept.pop() {
+                out.push(self.publish_kept(kept, mint));
+            } else if let Some(i) = self.rebirths.pop_first() {
+                out.extend(self.publish_rebirth(i, mint));
+            } else if let Some((i, c)) = self.heads_due.pop_first() {
+                match self.verdict(i, c) {
+                    Verdict::Drop => self.settle_head(i, c),
+                    Verdict::Wait => {}
+                    Verdict::Keep(_) if self.held(i).stamp == c && self.on_disk(i) => {
+                        // Disk has the only copy we need: it is set aside when the winner is installed.
+                        self.work.call(Work::Inode(i));
+                    }
+                    Verdict::Keep(v) => match have(self.inodes[i].id(), c) {
+                        Some(_) => out.extend(self.publish_copy(i, v, mint)),
+                        None => {
+                            self.heads_needed.insert((i, c));
+                        }
+                    },
+                }
+            } else {
+                break;
+            }
+        }
+        out
+    }
+
+    /// A version whose bytes are at hand but not in a file here: the copy begins as an operation and is materialised like
+    /// any other file.
+    fn publish_copy(&mut self, i: u32, v: Version, mint: &mut Mint<'_>) -> Option<LocalOutcome> {
+        let inode = self.inodes[i].id();
+        let entry = EntryId::derive_conflict(inode, v.stamp);
+        let entries = self.entries_of(i);
+        let live = entries.iter().find(|e| self.entries[**e].has(LIVE));
+        let beside = *live.or(entries.iter().find(|e| self.entries[**e].name.is_some()))?;
+        let name = self.entries[beside].name.clone()?;
+        let parent = self.entries[beside].parent;
+        let name = conflict_name(&name, v.stamp, entry, 8);
+        let ops = self.copy_ops(i, v, entry, parent, name, mint);
+        let copy = entry.first_inode();
+        let mut done = Vec::new();
+        for (stamp, body) in ops {
+            self.integrate_unsettled(stamp, &body);
+            done.push(LocalOp { stamp, body, here: None });
+        }
+        self.note_copy(inode, v.stamp, copy);
+        self.settle();
+        self.settle_head(i, v.stamp);
+        let records = alloc::vec![LogRecord::Kept { inode, lost: v.stamp, copy }];
+        Some(LocalOutcome { inode: copy, ops: done, records })
+    }
+
+    fn copy_ops(
+        &self,
+        i: u32,
+        v: Version,
+        entry: EntryId,
+        parent: u32,
+        name: Name,
+        mint: &mut Mint<'_>,
+    ) -> [(Stamp, OpBody); 2] {
+        let mut attrs = self.attrs(i);
+        attrs.mtime = v.mtime;
+        let make = Some(Box::new(Make { kind: Kind::File, attrs }));
+        let inode = entry.first_inode();
+        let parent = self.inodes[parent].id();
+        let place = OpBody::Place { entry, inode, parent, name, make };
+        let Version { size, digest, mtime, .. } = v;
+        let content = OpBody::SetContent { inode, base: Stamp::ZERO, size, digest, mtime };
+        [(mint(), place), (mint(), content)]
+    }
+
+    /// The bytes of a losing version were given a name of their own on disk.
+    fn publish_kept(&mut self, kept: Kept, mint: &mut Mint<'_>) -> LocalOutcome {
+        let Kept { inode: i, version: v, dir, name, witness, mut records } = kept;
+        let inode = self.inodes[i].id();
+        let entry = EntryId::derive_conflict(inode, v.stamp);
+        let copy = entry.first_inode();
+        let mut ops = Vec::new();
+        self.work.unreserve(dir, &name);
+        if let Some(e) = self.entry_of(entry) {
+            // Somebody else published it in the meantime.
+            let c = self.entries[e].inode;
+            if self.seat(e).is_none() {
+                self.touch(c);
+                let at = self.spot_of(&Seat::At(dir, name.clone()), e);
+                self.set_seat(e, Some(Seat::At(dir, name)));
+                self.set_held(c, v.stamp, Some((v.size, v.digest)));
+                self.inodes[c].witness = witness;
+                records.push(LogRecord::Stands { entry, spot: Some(at) });
+                records.push(LogRecord::Holds { inode: copy, version: v.stamp, witness, attrs: false });
+                self.inodes[c].set(ATTR_DUE, true);
+            }
+        } else {
+            for (stamp, body) in self.copy_ops(i, v, entry, dir, name, mint) {
+                self.integrate_here(stamp, &body, witness);
+                ops.push(LocalOp { stamp, body, here: Some(witness) });
+            }
+            // The file's own attributes went with its bytes; those that the copy was announced with may differ.
+            if let Some(c) = self.inode_of(copy) {
+                self.inodes[c].set(ATTR_DUE, true);
+                self.call_inode(c);
+            }
+        }
+        self.note_copy(inode, v.stamp, copy);
+        self.settle();
+        self.settle_head(i, v.stamp);
+        records.push(LogRecord::Kept { inode, lost: v.stamp, copy });
+        LocalOutcome { inode: copy, ops, records }
+    }
+
+    /// A directory that the cluster forgot holds something of ours: it is made anew for everybody.
+    fn publish_rebirth(&mut self, i: u32, mint: &mut Mint<'_>) -> Option<LocalOutcome> {
+        let op = self.rebirth_op(i, mint)?;
+        Some(LocalOutcome { inode: self.inodes[i].id(), ops: alloc::vec![op], records: Vec::new() })
+    }
+
+    /// `Place` with `make` for a forgotten inode, integrated.
+    pub(super) fn rebirth_op(&mut self, i: u32, mint: &mut Mint<'_>) -> Option<LocalOp> {
+        let n = self.inodes.get(i)?;
+        if i == ROOT || n.entry == super::NONE || !self.entries[n.entry].has(FORGOTTEN) {
+            return None;
+        }
+        let e = n.entry;
+        let kind = self.kind(i)?;
+        let entry = self.entries[e].id();
+        let (parent, name) = (self.inodes[self.entries[e].parent].id(), self.entries[e].name.clone()?);
+        let make = Some(Box::new(Make { kind, attrs: self.attrs(i) }));
+        let body = OpBody::Place { entry, inode: self.inodes[i].id(), parent, name, make };
+        let stamp = mint();
+        self.integrate_unsettled(stamp, &body);
+        self.settle();
+        Some(LocalOp { stamp, body, here: None })
+    }
+}

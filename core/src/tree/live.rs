@@ -1,0 +1,131 @@
+//! Which entries are live: shown in the logical tree.
+
+use super::model::*;
+use super::slab::NONE;
+use super::{ROOT, Tree, plan};
+use crate::time::Stamp;
+
+impl Tree {
+    /// No deletion counts against its placement.
+    fn unremoved(&self, e: u32) -> bool {
+        let n = &self.entries[e];
+        if n.has(FORGOTTEN) || n.name.is_none() {
+            return false;
+        }
+        if !n.has(REMOVED) {
+            return true;
+        }
+        let place = self.stamp(n.place);
+        self.removed.get(&e).is_none_or(|r| r.iter().all(|(at, _)| *at < place))
+    }
+
+    /// Its last deletion and the newest version that any deleter (whose deletion counts) had seen.
+    fn removal(&self, e: u32) -> Option<(Stamp, Stamp)> {
+        let n = &self.entries[e];
+        if n.has(FORGOTTEN) || n.name.is_none() {
+            return None;
+        }
+        let place = self.stamp(n.place);
+        let counting = self.removed.get(&e)?.iter().filter(|(at, _)| *at > place);
+        counting.copied().reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
+    }
+
+    /// Live by the registers of its inode alone.
+    pub(super) fn own_live(&self, e: u32) -> bool {
+        let n = &self.entries[e];
+        let i = &self.inodes[n.inode];
+        let odd = i.tag == Tag::Dir && (!n.has(FIRST) || i.entry != e);
+        if i.tag == Tag::Unknown || n.name.is_none() || n.has(FORGOTTEN) || odd {
+            return false;
+        }
+        self.unremoved(e) || (i.tag == Tag::File && self.revived(e))
+    }
+
+    /// All names of the file are deleted, this one last, and there is newer content than its deleters had seen.
+    fn revived(&self, e: u32) -> bool {
+        let inode = self.entries[e].inode;
+        let Some((last, saw)) = self.removal(e) else { return false };
+        if self.winner(inode).0 <= saw {
+            return false;
+        }
+        let mine = (last, self.entries[e].id());
+        let earlier = |o: u32| self.removal(o).is_none_or(|r| (r.0, self.entries[o].id()) <= mine);
+        !self.inodes[inode].has(MULTI) || self.entries_of(inode).into_iter().all(|o| !self.unremoved(o) && earlier(o))
+    }
+
+    fn is_live(&self, e: u32) -> bool {
+        if self.own_live(e) {
+            return true;
+        }
+        let n = &self.entries[e];
+        let i = &self.inodes[n.inode];
+        i.tag == Tag::Dir && i.entry == e && n.has(FIRST) && n.name.is_some() && i.live_kids > 0
+    }
+
+    /// Brings the `LIVE` mark of an entry in line.
+    pub(super) fn refresh(&mut self, e: u32) {
+        if self.entries.get(e).is_none() {
+            return;
+        }
+        let live = self.is_live(e);
+        if live != self.entries[e].has(LIVE) {
+            self.set_live(e, live);
+        }
+    }
+
+    /// Enters the entry into the name index or takes it out. A change of the placement happens while it is out.
+    pub(super) fn set_live(&mut self, e: u32, live: bool) {
+        let n = &self.entries[e];
+        if n.has(LIVE) == live {
+            return;
+        }
+        let Some(name) = n.name.clone() else { return };
+        let (parent, inode) = (n.parent, n.inode);
+        let key = (parent, name_hash(&name), e);
+        if live {
+            self.names.insert(key);
+            self.inodes[parent].live_kids += 1;
+            self.entries[e].set(LIVE, true);
+            if self.spots.get(&e) == Some(&Seat::At(parent, name.clone())) {
+                self.spots.remove(&e);
+                self.moved.remove(&key);
+                self.entries[e].set(ELSEWHERE, false);
+                self.entries[e].set(HERE, true);
+            }
+        } else {
+            self.names.remove(&key);
+            self.inodes[parent].live_kids -= 1;
+            if self.entries[e].has(HERE) {
+                self.spots.insert(e, Seat::At(parent, name.clone()));
+                self.moved.insert(key);
+                self.entries[e].set(HERE, false);
+                self.entries[e].set(ELSEWHERE, true);
+            }
+            self.entries[e].set(LIVE, false);
+            self.bury(e);
+        }
+        if parent != ROOT && self.inodes[parent].entry != NONE {
+            self.recheck.insert(parent);
+        }
+        if self.inodes[inode].tag == Tag::Dir && self.entries[e].has(FORGOTTEN) && live {
+            self.rebirths.insert(inode);
+        }
+        self.call_group(parent, &name);
+        self.call_entry(e);
+        self.call_inode(inode);
+    }
+
+    /// Puts work on an entry in line, if disk differs.
+    pub(super) fn call_entry(&mut self, e: u32) {
+        if !self.loading && !self.entry_at_rest(e) {
+            self.work.call(plan::Work::Entry(e));
+        }
+    }
+
+    /// Puts work on an inode in line, if disk differs.
+    pub(super) fn call_inode(&mut self, i: u32) {
+        if !self.loading && !self.inode_at_rest(i) {
+            self.work.call(plan::Work::Inode(i));
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What comes of actions.
+
+use super::desk::{Flight, Kept, Park, What, Work};
+use crate::action::LogRecord;
+use crate::event::{IoError, Witness};
+use crate::ids::InodeId;
+use crate::time::Stamp;
+use crate::tree::model::*;
+use crate::tree::{Ticket, Tree};
+use alloc::vec::Vec;
+
+impl Tree {
+    /// The record that says what disk holds of an inode now.
+    pub(in crate::tree) fn holds_record(&self, i: u32) -> LogRecord {
+        let n = &self.inodes[i];
+        LogRecord::Holds { inode: n.id(), version: self.held(i).stamp, witness: n.witness, attrs: !n.has(ATTR_DUE) }
+    }
+
+    fn stands_record(&self, e: u32) -> LogRecord {
+        let spot = self.seat(e).map(|s| self.spot_of(&s, e));
+        LogRecord::Stands { entry: self.entries[e].id(), spot }
+    }
+
+    /// An action was done; `witness` is what stands on disk now. Returns what to log. An unknown ticket is ignored. If bytes
+    /// were set aside as a conflict copy, the records come from the next `own_ops`.
+    pub fn applied(&mut self, ticket: Ticket, witness: Witness) -> Vec<LogRecord> {
+        let Some(f) = self.work.end(ticket, true) else { return Vec::new() };
+        let (i, e) = (f.inode, f.entry);
+        let mut log = Vec::new();
+        let before = self.inodes[i].witness;
+        match f.what {
+            What::Make | What::Link => {
+                if self.seat(e).is_none() {
+                    let made = f.what == What::Make;
+                    self.set_seat(e, f.to.clone());
+                    self.inodes[i].witness = witness;
+                    if made {
+                        self.set_held(i, f.content.0, Some((f.content.1, f.content.2)));
+                    }
+                    log.push(self.stands_record(e));
+                    log.push(self.holds_record(i));
+                }
+            }
+            What::Move => {
+                if self.seat(e) == f.from {
+                    self.set_seat(e, f.to.clone());
+                    self.inodes[i].witness = witness;
+                    log.push(self.stands_record(e));
+                    log.push(self.holds_record(i));
+                }
+            }
+            What::Remove | What::MoveToCopy => {
+                if self.seat(e) == f.from {
+                    self.set_seat(e, None);
+                    log.push(self.stands_record(e));
+                    if f.what == What::Remove && self.on_disk(i) {
+                        self.inodes[i].witness = witness;
+                        log.push(self.holds_record(i));
+                    }
+                }
+            }
+            What::Attr => {
+                self.inodes[i].witness = witness;
+                log.push(self.holds_record(i));
+            }
+            What::Install => {
+                self.inodes[i].witness = witness;
+                self.set_held(i, f.content.0, Some((f.content.1, f.content.2)));
+                log.push(self.holds_record(i));
+            }
+        }
+        self.dirty.insert(i);
+        if let Some((version, dir, name)) = f.keep.clone() {
+            // A new name changes the time of change, which is part of the sum: unknown until the host looks again.
+            let moved = f.what == What::MoveToCopy;
+            let witness = if moved { witness } else { Witness { disk: before.disk, sum: 0 } };
+            let records = core::mem::take(&mut log);
+            self.kept.push(Kept { inode: i, version, dir, name, witness, records });
+        }
+        self.landed(&f);
+        log
+    }
+
+    fn landed(&mut self, f: &Flight) {
+        for d in &f.dirs {
+            self.work.wake(*d);
+        }
+        self.work.wake(f.inode);
+        for e in self.entries_of(f.inode) {
+            self.call_entry(e);
+        }
+        self.call_inode(f.inode);
+        self.call_heads(f.inode);
+    }
+
+    /// An action failed and changed nothing.
+    ///
+    /// `Changed` waits for a local change of the inode or in the directory, `Busy` for [`Tree::released`], everything else
+    /// for [`Tree::came`] or [`Tree::retry`].
+    pub fn failed(&mut self, ticket: Ticket, error: IoError) {
+        let Some(f) = self.work.end(ticket, false) else { return };
+        if matches!(f.what, What::Attr | What::Install) {
+            self.inodes[f.inode].set(ATTR_DUE, true);
+        }
+        let why = match error {
+            IoError::Changed if f.stale => None,
+            IoError::Changed => Some(Park::Changed),
+            IoError::Busy => Some(Park::Busy),
+            _ => Some(Park::Failed),
+        };
+        if let Some(why) = why {
+            self.work.park_in(&f.dirs, f.work, why);
+        }
+        self.landed(&f);
+    }
+
+    /// A transfer for this inode ended, well or not: look again. A `Need` is repeated if the bytes are still missing.
+    pub fn came(&mut self, inode: InodeId) {
+        let Some(i) = self.inode_of(inode) else { return };
+        let copies: Vec<InodeId> =
+            self.copies.range((inode, Stamp::ZERO)..=(inode, Stamp::MAX)).map(|(_, c)| *c).collect();
+        let copies: Vec<u32> = copies.into_iter().filter_map(|c| self.inode_of(c)).collect();
+        for i in core::iter::once(i).chain(copies) {
+            self.look_again(i, &[Park::Bytes, Park::Failed]);
+            let heads = self.work.unpark_heads(i);
+            self.heads_due.extend(heads);
+        }
+    }
+
+    /// Nobody writes this file any more.
+    pub fn released(&mut self, inode: InodeId) {
+        if let Some(i) = self.inode_of(inode) {
+            self.look_again(i, &[Park::Busy]);
+        }
+    }
+
+    fn look_again(&mut self, i: u32, why: &[Park]) {
+        let entries = self.entries_of(i).into_iter().map(Work::Entry);
+        for w in entries.chain([Work::Inode(i)]) {
+            for why in why {
+                self.work.unpark_if(w, *why);
+            }
+        }
+    }
+
+    /// Disk was changed by others at this inode: what failed or is in flight there may go differently now.
+    pub(in crate::tree) fn news(&mut self, i: u32) {
+        self.work.news_of(i);
+        self.look_again(i, &[Park::Changed]);
+    }
+
+    /// Try again everything that failed or waits.
+    pub fn retry(&mut self) {
+        let heads = self.work.retry();
+        self.heads_due.extend(heads);
+        self.heads_due.extend(self.heads.iter().copied());
+    }
+
+    /// Whether staged bytes of this version may still be asked for.
+    pub fn wants(&self, inode: InodeId, version: Stamp) -> bool {
+        let Some(i) = self.inode_of(inode) else { return false };
+        let missing = |i: u32, v: Stamp| {
+            let due = self.winner(i).0 == v && (self.held(i).stamp != v || !self.on_disk(i));
+            (due && self.entries_of(i).iter().any(|e| self.entries[*e].has(LIVE))) || self.work.is_busy(i)
+        };
+        let copy = || self.copy_of(inode, version).and_then(|c| self.inode_of(c));
+        missing(i, version)
+            || (self.heads.contains(&(i, version)) && self.held(i).stamp != version)
+            || copy().is_some_and(|c| missing(c, self.winner(c).0))
+    }
+}
