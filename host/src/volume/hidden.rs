@@ -27,7 +27,9 @@ pub enum OpenError {
         errno: Errno,
     },
     /// The marker is missing: probably something is not mounted.
-    #[error("backing does not carry the marker {HIDDEN_NAME}/{MARKER} of replica {replica:x}: is the right file system mounted?")]
+    #[error(
+        "backing does not carry the marker {HIDDEN_NAME}/{MARKER} of replica {replica:x}: is the right file system mounted?"
+    )]
     NoMarker {
         /// Who looked.
         replica: u64,

@@ -48,7 +48,6 @@ mod xattrs;
 pub use hidden::{HIDDEN_NAME, OpenError};
 pub use outside::Outside;
 pub use port::{Names, Port};
-pub use staging::Arriving;
 
 use crate::volume::dirs::Dirs;
 use crate::volume::hidden::Hidden;
@@ -215,6 +214,7 @@ impl Volume {
         if self.s.port.set(port).is_err() {
             return Err(std::io::Error::other("the volume was started twice"));
         }
+        self.s.keep_wanted();
         self.s.hints.all();
         let mut threads = self.s.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let mut spawn = |name: &str, work: fn(&Shared)| -> std::io::Result<()> {
