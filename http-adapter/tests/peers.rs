@@ -468,10 +468,10 @@ fn transfers_end_whatever_happens<R: Runtime>(rt: R) {
     a.net.fetch(fetch(5, &content, 12));
     failed(5, IoError::Mismatch);
     add(13, &content);
-    *a.store.fail_write.lock().unwrap() = Some(IoError::NoSpace);
+    *a.store.fail_write.lock().unwrap() = Some(28);
     a.net.fetch(fetch(6, &content, 13));
     failed(6, IoError::NoSpace);
-    *a.store.fail_write.lock().unwrap() = Some(IoError::Broken);
+    *a.store.fail_write.lock().unwrap() = Some(5);
     a.net.fetch(fetch(7, &content, 13));
     failed(7, IoError::Broken);
     *a.store.fail_write.lock().unwrap() = None;

@@ -8,7 +8,7 @@ pub mod url;
 
 use crate::digest::{BLOCK_BYTES, Blocks};
 use ice_core::action::Send as NetSend;
-use ice_core::event::{Event, IoError};
+use ice_core::event::Event;
 use ice_core::ids::{InodeId, IoToken, ReplicaId};
 use ice_core::op::ContentDigest;
 use ice_core::time::Stamp;
@@ -65,9 +65,9 @@ pub struct Fetch {
 /// The volume as the transport sees it: where fetched content goes, and where served content comes from. Calls may block.
 pub trait ContentStore: Send + Sync + 'static {
     /// Begins (or goes on with) bringing a version into the staging area.
-    fn stage(&self, fetch: &Fetch) -> Result<Box<dyn Staged>, IoError>;
-    /// Opens a version for reading; `Gone` if this node does not hold exactly those bytes any more.
-    fn open_version(&self, inode: InodeId, version: Stamp) -> Result<Box<dyn VersionReader>, IoError>;
+    fn stage(&self, fetch: &Fetch) -> io::Result<Box<dyn Staged>>;
+    /// Opens a version for reading; `None` if this node does not hold exactly those bytes any more.
+    fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>>;
 }
 
 /// A version on its way into the staging area. Dropped unfinished, it can be gone on with later.
@@ -78,12 +78,12 @@ pub trait Staged: Send + Sync {
     fn has_base(&self) -> bool;
     /// Takes what another version here has in common with the one of these block hashes. The ranges that are still
     /// missing, in order; neither empty, touching nor overlapping.
-    fn reuse(&mut self, blocks: &Blocks) -> Result<Vec<Range<u64>>, IoError>;
+    fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>>;
     /// Writes bytes within the missing ranges, in order.
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), IoError>;
-    /// All bytes are written: verifies the digest and makes them durable. `Mismatch`: they are not the right bytes, and
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// All bytes are written: verifies the digest and makes them durable. `Ok(false)`: they are not the right bytes, and
     /// have been thrown away.
-    fn finish(self: Box<Self>) -> Result<(), IoError>;
+    fn finish(self: Box<Self>) -> io::Result<bool>;
 }
 
 /// A version that can be read.
@@ -94,6 +94,9 @@ pub trait VersionReader: Send + Sync {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
     /// Hashes of its blocks. Reads all of it.
     fn blocks(&self) -> io::Result<Blocks>;
+    /// True if the bytes read so far were those of the version: asked after the last read, because the file may have
+    /// changed meanwhile.
+    fn still_valid(&self) -> bool;
 }
 
 /// The ranges of a version that another one does not have: those blocks whose hashes differ from that of the same place.
@@ -120,7 +123,8 @@ mod tests {
     #[test]
     fn only_blocks_that_differ_are_missing() {
         let block = |n: u8| [n; 32];
-        let of = |hashes: &[u8], len: u64| Blocks::from_hashes(hashes.iter().map(|n| block(*n)).collect(), len).unwrap();
+        let of =
+            |hashes: &[u8], len: u64| Blocks::from_hashes(hashes.iter().map(|n| block(*n)).collect(), len).unwrap();
         let b = BLOCK_BYTES;
         let base = of(&[1, 2, 3, 4], 4 * b);
         assert_eq!(differing(&of(&[1, 2, 3, 4], 4 * b), &base), []);

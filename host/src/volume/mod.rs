@@ -22,7 +22,6 @@
 mod adopt;
 mod apply;
 mod calls;
-mod content;
 mod create;
 mod data;
 mod dirs;

@@ -11,7 +11,9 @@ use ice_core::event::{IoError, IoResult};
 use ice_host::digest::{BLOCK_BYTES, Blocks};
 use ice_host::transport::url::BaseUrl;
 use ice_host::transport::{Fetch, Staged};
+use rustix::io::Errno;
 use std::collections::VecDeque;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,14 +46,25 @@ enum Attempt {
     Wrong(String),
 }
 
-fn disk(e: IoError) -> Failed {
-    (e, "staging area".into())
+/// What an error of this node's disk means for a transfer.
+fn io_error(e: &io::Error) -> IoError {
+    match Errno::from_io_error(e) {
+        Some(Errno::NOSPC | Errno::DQUOT) => IoError::NoSpace,
+        // Somebody else receives the same version.
+        Some(Errno::AGAIN) => IoError::Busy,
+        Some(Errno::IO | Errno::ROFS) | None => IoError::Broken,
+        Some(Errno::ACCESS | Errno::PERM) => IoError::Denied,
+        Some(other) => IoError::Os(other.raw_os_error()),
+    }
 }
 
-fn pump_failed(e: PumpError<IoError>) -> Failed {
+fn disk(e: &io::Error) -> Failed {
+    (io_error(e), format!("staging area: {e}"))
+}
+
+fn pump_failed(e: PumpError<io::Error>) -> Failed {
     match e {
-        PumpError::Work(e) => disk(e),
-        PumpError::Runtime(e) => (IoError::Broken, format!("staging area: {e}")),
+        PumpError::Work(e) | PumpError::Runtime(e) => disk(&e),
     }
 }
 
@@ -69,26 +82,28 @@ pub(super) async fn run(net: &Arc<Inner>, fetch: Fetch) -> IoResult {
 /// Work on the staging area, off the runtime's threads.
 async fn on_disk<T: Send + 'static>(
     net: &Inner,
-    work: impl FnOnce() -> Result<T, IoError> + Send + 'static,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, Failed> {
-    let done = net.rt.blocking(work).await;
-    done.map_err(|e| (IoError::Broken, format!("staging area: {e}")))?.map_err(disk)
+    net.rt.blocking(work).await.and_then(|done| done).map_err(|e| disk(&e))
 }
 
 async fn fetch_all(net: &Arc<Inner>, fetch: Fetch) -> Result<(), Failed> {
     match fetch_once(net, fetch, true).await {
         // What was here was not what it seemed (it changed while it was reused, or a crash tore it), and has been thrown
         // away: the next try relies on nothing.
-        Ok(Outcome { relied: true, finished: Err(IoError::Mismatch) }) => fetch_once(net, fetch, false).await,
+        Ok(Outcome { relied: true, right: false }) => fetch_once(net, fetch, false).await,
         other => other,
     }
-    .and_then(|outcome| outcome.finished.map_err(disk))
+    .and_then(|outcome| {
+        if outcome.right { Ok(()) } else { Err((IoError::Mismatch, "the bytes do not match the digest".into())) }
+    })
 }
 
 struct Outcome {
     /// Some of the bytes were here before.
     relied: bool,
-    finished: Result<(), IoError>,
+    /// They are the right bytes, and durable.
+    right: bool,
 }
 
 async fn fetch_once(net: &Arc<Inner>, fetch: Fetch, may_reuse: bool) -> Result<Outcome, Failed> {
@@ -100,8 +115,8 @@ async fn fetch_once(net: &Arc<Inner>, fetch: Fetch, may_reuse: bool) -> Result<O
         (staged, reused) = transfer(net, &fetch, staged, may_reuse).await?;
         relied |= reused;
     }
-    let finished = on_disk(net, move || Ok(staged.finish())).await?;
-    Ok(Outcome { relied, finished })
+    let right = on_disk(net, move || staged.finish()).await?;
+    Ok(Outcome { relied, right })
 }
 
 /// The query that names a version.
@@ -189,7 +204,7 @@ async fn blocks(net: &Arc<Inner>, fetch: &Fetch, urls: &[BaseUrl]) -> Result<Blo
     blocks.filter(|b| b.root() == fetch.digest).ok_or_else(|| "the hashes are not those of the version".into())
 }
 
-type StagePump<F> = Pump<(Box<dyn Staged>, u64), IoError, F>;
+type StagePump<F> = Pump<(Box<dyn Staged>, u64), io::Error, F>;
 
 /// Fetches `range`, whose start moves on with what has arrived.
 async fn attempt<F>(
@@ -201,7 +216,7 @@ async fn attempt<F>(
     pump: &mut StagePump<F>,
 ) -> Attempt
 where
-    F: FnMut(&mut (Box<dyn Staged>, u64), &[u8]) -> Result<(), IoError> + Send + 'static,
+    F: FnMut(&mut (Box<dyn Staged>, u64), &[u8]) -> io::Result<()> + Send + 'static,
 {
     let (sender, response) = match net.client.get_range(url, path, Some(range), ANSWER_LIMIT).await {
         Ok(answer) => answer,
@@ -230,7 +245,7 @@ async fn receive<F>(
     pump: &mut StagePump<F>,
 ) -> Attempt
 where
-    F: FnMut(&mut (Box<dyn Staged>, u64), &[u8]) -> Result<(), IoError> + Send + 'static,
+    F: FnMut(&mut (Box<dyn Staged>, u64), &[u8]) -> io::Result<()> + Send + 'static,
 {
     let mut body = response.into_body();
     loop {

@@ -11,7 +11,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderValue, Method, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
-use ice_core::event::IoError;
 use ice_core::ids::{InodeId, ReplicaId};
 use ice_core::time::{Hlc, Stamp};
 use ice_host::transport::VersionReader;
@@ -112,12 +111,12 @@ fn parse_range(range: Option<&HeaderValue>) -> Option<Range<u64>> {
 
 async fn open(net: &Arc<Inner>, inode: InodeId, version: Stamp) -> Result<Box<dyn VersionReader>, Failure> {
     let store = net.store.clone();
-    match net.rt.blocking(move || store.open_version(inode, version)).await.map_err(Failure::internal)? {
-        Ok(reader) => Ok(reader),
-        Err(IoError::Gone) => Err(Failure::new(StatusCode::GONE, "gone", "this version is not here any more")),
+    match net.rt.blocking(move || store.open_version(inode, version)).await.and_then(|r| r) {
+        Ok(Some(reader)) => Ok(reader),
+        Ok(None) => Err(Failure::new(StatusCode::GONE, "gone", "this version is not here any more")),
         Err(e) => {
-            tracing::warn!(%inode, %version, "content cannot be served: {e:?}");
-            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "io", format!("it cannot be read: {e:?}")))
+            tracing::warn!(%inode, %version, "content cannot be served: {e}");
+            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "io", format!("it cannot be read: {e}")))
         }
     }
 }
@@ -148,8 +147,7 @@ impl ReadAt for Served {
         self.reader.read_at(offset, buf)
     }
     fn still_valid(&self) -> bool {
-        // The receiver knows the digest, and checks it.
-        true
+        self.reader.still_valid()
     }
 }
 

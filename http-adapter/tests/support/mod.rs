@@ -8,7 +8,7 @@ pub mod dir_files;
 use bytes::Bytes;
 use dir_files::DirFiles;
 use ice_core::action::Refused;
-use ice_core::event::{Ack, Admin, Event, IoError};
+use ice_core::event::{Ack, Admin, Event};
 use ice_core::ids::InodeId;
 use ice_core::time::Stamp;
 use ice_host::digest::{BLOCK_BYTES, Blocks};
@@ -79,7 +79,7 @@ pub struct MemStore {
     pub base: Mutex<Option<Vec<u8>>>,
     /// What went over the network.
     pub written: Mutex<Vec<Range<u64>>>,
-    pub fail_write: Mutex<Option<IoError>>,
+    pub fail_write: Mutex<Option<i32>>,
     /// Of the reads to come, the one from this offset on fails.
     pub break_read_at: Mutex<Option<u64>>,
 }
@@ -112,6 +112,9 @@ impl VersionReader for MemReader {
     fn blocks(&self) -> io::Result<Blocks> {
         Ok(blocks_of(&self.bytes))
     }
+    fn still_valid(&self) -> bool {
+        true
+    }
 }
 
 struct MemStaged {
@@ -128,7 +131,7 @@ impl Staged for MemStaged {
     fn has_base(&self) -> bool {
         self.store.base.lock().unwrap().is_some()
     }
-    fn reuse(&mut self, blocks: &Blocks) -> Result<Vec<Range<u64>>, IoError> {
+    fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>> {
         let base = self.store.base.lock().unwrap().clone().unwrap();
         self.missing = differing(blocks, &blocks_of(&base));
         let mut all = vec![0; blocks.len() as usize];
@@ -143,9 +146,9 @@ impl Staged for MemStaged {
         self.store.staged.lock().unwrap().insert((self.fetch.inode, self.fetch.version), all);
         Ok(self.missing.clone())
     }
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
-        if let Some(error) = *self.store.fail_write.lock().unwrap() {
-            return Err(error);
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if let Some(errno) = *self.store.fail_write.lock().unwrap() {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         let range = offset..offset + bytes.len() as u64;
         let missing = self.missing.first_mut().expect("nothing more is missing");
@@ -161,15 +164,15 @@ impl Staged for MemStaged {
         self.store.written.lock().unwrap().push(range);
         Ok(())
     }
-    fn finish(self: Box<Self>) -> Result<(), IoError> {
+    fn finish(self: Box<Self>) -> io::Result<bool> {
         let key = (self.fetch.inode, self.fetch.version);
         let mut staged = self.store.staged.lock().unwrap();
         let bytes = staged.get(&key).cloned().unwrap_or_default();
         if ice_host::digest::of_bytes(&bytes) == self.fetch.digest {
-            return Ok(());
+            return Ok(true);
         }
         staged.remove(&key);
-        Err(IoError::Mismatch)
+        Ok(false)
     }
 }
 
@@ -177,14 +180,14 @@ impl Staged for MemStaged {
 pub struct Store(pub Arc<MemStore>);
 
 impl ContentStore for Store {
-    fn stage(&self, fetch: &Fetch) -> Result<Box<dyn Staged>, IoError> {
+    fn stage(&self, fetch: &Fetch) -> io::Result<Box<dyn Staged>> {
         let have = self.0.staged.lock().unwrap().get(&(fetch.inode, fetch.version)).map_or(0, |v| v.len() as u64);
         let missing = std::iter::once(have..fetch.size).filter(|r| !r.is_empty()).collect();
         Ok(Box::new(MemStaged { store: self.0.clone(), fetch: *fetch, have, missing }))
     }
-    fn open_version(&self, inode: InodeId, version: Stamp) -> Result<Box<dyn VersionReader>, IoError> {
-        let bytes = self.0.versions.lock().unwrap().get(&(inode, version)).cloned().ok_or(IoError::Gone)?;
-        Ok(Box::new(MemReader { store: self.0.clone(), bytes }))
+    fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>> {
+        let found = self.0.versions.lock().unwrap().get(&(inode, version)).cloned();
+        Ok(found.map(|bytes| Box::new(MemReader { store: self.0.clone(), bytes }) as Box<dyn VersionReader>))
     }
 }
 
