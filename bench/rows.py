@@ -160,6 +160,49 @@ def scan(c):
         c.results.add("read the tree, warm", name, count / took, "files/s")
 
 
+def read_calls(pid):
+    """read(2) and its relatives that a process has made; each FUSE request costs its daemon one."""
+    with open(f"/proc/{pid}/io") as f:
+        return int(dict(line.split(": ") for line in f)["syscr"])
+
+
+def requests(c):
+    count = 1000
+    cluster = c.cluster(1)
+    here = cluster.directory() + "/requests"
+    c.ops("dirs", here)
+    c.ops("create", here, count, "4k", "nosync")
+    files = [f"{here}/d{i % 100:03d}/f{i:07d}" for i in range(count)]
+
+    def opened(f):
+        os.close(os.open(f, os.O_RDONLY))
+
+    def contents(fd):
+        os.pread(fd, 4096, 0)
+
+    for _ in range(c.o.rounds):
+        for f in files:
+            os.stat(f)
+            with open(f, "rb") as g:
+                g.read()
+        time.sleep(1.5)
+        # What the daemon reads when nobody asks for anything.
+        idle = read_calls(cluster.pid(0))
+        time.sleep(1)
+        idle = read_calls(cluster.pid(0)) - idle
+        some = [os.open(f, os.O_RDONLY) for f in files[:500]]
+        for label, action, on in (("stat", os.stat, files), ("open and close", opened, files), ("read", contents, some)):
+            time.sleep(0.2)
+            before, start = read_calls(cluster.pid(0)), time.perf_counter()
+            for x in on:
+                action(x)
+            time.sleep(0.2)
+            calls = read_calls(cluster.pid(0)) - before - idle * (time.perf_counter() - start)
+            c.results.add(f"requests to the daemon per warm {label}", "ice1", max(0.0, calls) / len(on), "")
+        for fd in some:
+            os.close(fd)
+
+
 def pairs(c):
     """Name -> two directories that show the same files."""
     cluster = c.cluster(3)

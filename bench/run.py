@@ -6,7 +6,7 @@ bench/run.py --quick read write       some rows, one round, small sizes: does ev
 bench/run.py untar gluster=/mnt/g     another mounted directory, measured in the same rounds
 bench/run.py lag  gluster=/mnt/a,/mnt/b   a pair of directories that show the same files, for lag and burst
 
-Rows: read write untar git create scan lag burst rejoin memory. Every round goes over all targets in turn; the ratio is the
+Rows: read write untar git create scan requests lag burst rejoin memory. Every round goes over all targets in turn; the ratio is the
 median of the rounds' ratios to `raw`, a plain directory on the same disk. Everything happens in a scratch directory (--scratch, by
 default the system's temporary directory) and on 127.0.0.1, and is removed at the end.
 """
@@ -19,7 +19,7 @@ import time
 import rows as R
 from benchlib import Rows, Tools, remove, say, scratch_dir
 
-ALL = ["read", "write", "untar", "git", "create", "scan", "lag", "burst", "rejoin", "memory"]
+ALL = ["read", "write", "untar", "git", "create", "scan", "requests", "lag", "burst", "rejoin", "memory"]
 
 
 def arguments():

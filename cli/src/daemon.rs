@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use ice_host::config::Config;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -49,16 +48,16 @@ impl Handle {
     }
 }
 
-/// Runs a node until a signal or a failure ends it.
-pub fn run(config: &Config, start: Start) -> ExitCode {
+/// Runs a node until a signal or a failure ends it; the code to exit with.
+pub fn run(config: &Config, start: Start) -> u8 {
     match run_inner(config, start) {
-        Ok(()) => ExitCode::from(args::OK),
+        Ok(()) => args::OK,
         Err(error) => {
             if LOGGING.get().is_some() {
                 tracing::error!("{error:#}");
             }
             eprintln!("icecluster: {error:#}");
-            ExitCode::from(args::FAILED)
+            args::FAILED
         }
     }
 }
@@ -74,6 +73,7 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     abort_on_panic();
     tracing::info!("icecluster version: {}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
 
+    raise_descriptor_limit();
     let (events, inbox) = sync_channel(16);
     watch_signals(events.clone())?;
     let node = start(config, Handle(events)).context("cannot start")?;
@@ -149,6 +149,17 @@ fn abort_on_panic() {
         eprintln!("icecluster: bug: {info}");
         std::process::abort();
     }));
+}
+
+/// A file that a program holds open in the mount is open here, too: take what the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!("open files stay limited to {current:?}: {error}");
+    }
 }
 
 #[cfg(target_os = "linux")]

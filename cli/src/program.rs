@@ -43,7 +43,7 @@ pub fn main(start: Start) -> ExitCode {
         None => {}
     }
     match Config::load(&args.config) {
-        Ok(config) => daemon::run(&config, start),
+        Ok(config) => ExitCode::from(daemon::run(&config, start)),
         Err(error) => {
             eprintln!("icecluster: {error}");
             if matches!(&error, ConfigError::NotFound(path) if path.as_os_str() == DEFAULT_PATH) {

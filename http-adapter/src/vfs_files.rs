@@ -467,7 +467,7 @@ impl Writing {
         let number = self.inner.names.fetch_add(1, Ordering::Relaxed);
         let temporary = OsString::from(format!(".icecluster-put-{}-{number}", std::process::id()));
         let stat = self.linked(vfs.link(self.ino, place.parent, &temporary))?;
-        if let Err(e) = vfs.rename(place.parent, &temporary, place.parent, name, RenameFlags::empty().bits() as u32) {
+        if let Err(e) = vfs.rename(place.parent, &temporary, place.parent, name, RenameFlags::empty().bits()) {
             // The first error is the one to report.
             let _ = vfs.unlink(place.parent, &temporary);
             return Err(e);

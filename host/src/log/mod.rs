@@ -3,7 +3,7 @@
 //! # Files
 //!
 //! `data/log/` holds segments `<number>.log` and prepared empty ones, `spare-<number>`. A segment is a header block of
-//! 4096 bytes and records, each framed by [`format`] with a CRC-32C that is seeded by a salt drawn for every use of the
+//! 4096 bytes and records, each framed by [`mod@format`] with a CRC-32C that is seeded by a salt drawn for every use of the
 //! file, so that what a recycled file held before is never taken for a record. Records carry their index and the index up to
 //! which everything was durable when they were written: this tells a torn tail, which is normal after a crash, from damage to
 //! something that had been acknowledged, which is reported.
@@ -26,6 +26,7 @@ pub mod format;
 mod lane;
 mod recover;
 mod segments;
+mod writer;
 
 pub(crate) use segments::sync_dir;
 

@@ -198,3 +198,136 @@ fn le32(bytes: &[u8], at: usize) -> u32 {
     four.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(four)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ice_core::ids::{InodeId, ReplicaId};
+    use ice_core::op::{ContentDigest, Op, OpBody};
+    use ice_core::time::{Hlc, Stamp, UnixTime};
+    use proptest::prelude::*;
+
+    fn with_payloads(contents: &[Bytes]) -> Message {
+        let ops = contents.iter().enumerate().map(|(i, content)| Op {
+            origin: ReplicaId(1),
+            seq: i as u64 + 1,
+            time: Hlc(i as u64 + 1),
+            body: OpBody::SetContent {
+                inode: InodeId(1),
+                base: Stamp::ZERO,
+                size: content.len() as u64,
+                digest: ContentDigest::EMPTY,
+                mtime: UnixTime::default(),
+            },
+            payload: Some(Payload { id: PayloadId(7), len: content.len() as u32, digest: digest::of_bytes(content) }),
+        });
+        Message::Ops { origin: ReplicaId(1), after: (0, Hlc(0)), ops: ops.collect(), urgent: true }
+    }
+
+    /// The layout on the wire. It changes only together with the name of the protocol.
+    #[test]
+    fn golden_bytes() {
+        let mut out = Vec::new();
+        encode(&Message::Bye, &[], &mut out).unwrap();
+        let body = wire::encode(&Message::Bye);
+        assert_eq!(out[..4], (4 + body.len() as u32).to_le_bytes());
+        assert_eq!(out[8..12], (body.len() as u32).to_le_bytes());
+        assert_eq!(out[12..], body);
+        assert_eq!(out[4..8], crc32c::crc32c(&out[8..]).to_le_bytes());
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_not_sent() {
+        let content = Bytes::from_static(b"abc");
+        let message = with_payloads(&[content.clone()]);
+        let mut out = vec![1, 2, 3];
+        for wrong in [vec![], vec![Bytes::from_static(b"ab")], vec![content.clone(), Bytes::new()]] {
+            assert!(matches!(encode(&message, &wrong, &mut out), Err(FrameError::PayloadLength { .. })));
+        }
+        let why = "x".repeat(limits::MESSAGE_MAX_BYTES + 1);
+        assert!(matches!(encode(&Message::Refuse { why }, &[], &mut out), Err(FrameError::Length(_))));
+        assert_eq!(out, [1, 2, 3]);
+        encode(&message, &[content], &mut out).unwrap();
+    }
+
+    #[test]
+    fn lengths_are_refused_before_the_bytes_come() {
+        for (length, ok) in [(0, false), (3, false), (4, true), (BODY_MAX_BYTES, true), (BODY_MAX_BYTES + 1, false)] {
+            let mut header = (length as u32).to_le_bytes().to_vec();
+            header.extend_from_slice(&[0; 4]);
+            assert_eq!(peek(&header).is_ok(), ok, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_full_pool_takes_nothing() {
+        let contents = [Bytes::from_static(b"abc"), Bytes::from_static(b"de"), Bytes::from_static(b"f")];
+        let mut out = Vec::new();
+        encode(&with_payloads(&contents), &contents, &mut out).unwrap();
+        let received = decode(&mut BytesMut::from(&out[..])).unwrap().unwrap();
+        assert_eq!(received.payload_bytes(), 6);
+        let (mut next, mut released) = (10, Vec::new());
+        let refused = received.admit(
+            |_| {
+                next += 1;
+                if next < 13 { Ok(PayloadId(next)) } else { Err("full") }
+            },
+            |id| released.push(id),
+        );
+        assert_eq!((refused, released), (Err("full"), vec![PayloadId(11), PayloadId(12)]));
+    }
+
+    fn contents() -> impl Strategy<Value = Vec<Bytes>> {
+        proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sent_arrives(contents in contents(), cut in 0usize..400) {
+            let message = with_payloads(&contents);
+            let mut out = Vec::new();
+            encode(&message, &contents, &mut out).unwrap();
+            encode(&Message::Bye, &[], &mut out).unwrap();
+            // In two pieces, wherever the cut is.
+            let cut = cut.min(out.len());
+            let mut buffer = BytesMut::from(&out[..cut]);
+            let mut got = Vec::new();
+            while let Some(received) = decode(&mut buffer).unwrap() {
+                got.push(received);
+            }
+            buffer.extend_from_slice(&out[cut..]);
+            while let Some(received) = decode(&mut buffer).unwrap() {
+                got.push(received);
+            }
+            prop_assert_eq!(got.len(), 2);
+            let mut arrived = Vec::new();
+            let first = got.remove(0).admit(|b| { arrived.push(b); Ok::<_, ()>(PayloadId(7)) }, |_| ());
+            prop_assert_eq!(first, Ok(message));
+            prop_assert_eq!(arrived, contents);
+        }
+
+        #[test]
+        fn no_bytes_panic(noise in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = decode(&mut BytesMut::from(&noise[..]));
+            // And with header and checksum in order.
+            let mut framed = (noise.len() as u32).to_le_bytes().to_vec();
+            framed.extend_from_slice(&crc32c::crc32c(&noise).to_le_bytes());
+            framed.extend_from_slice(&noise);
+            let _ = decode(&mut BytesMut::from(&framed[..]));
+            // And with the length of the message in order.
+            let mut body = (noise.len() as u32).to_le_bytes().to_vec();
+            body.extend_from_slice(&noise);
+            let _ = decode_body(&Bytes::from(body));
+        }
+
+        #[test]
+        fn every_flipped_bit_is_noticed(contents in contents(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let mut out = Vec::new();
+            encode(&with_payloads(&contents), &contents, &mut out).unwrap();
+            let at = at.index(out.len());
+            out[at] ^= 1 << bit;
+            // A longer length waits for bytes that never come; anything else is an error.
+            prop_assert!(!matches!(decode(&mut BytesMut::from(&out[..])), Ok(Some(_))));
+        }
+    }
+}

@@ -51,12 +51,27 @@ pub(super) async fn run(
     early: Bytes,
     dialled: Option<String>,
 ) {
-    let follower = Mutex::new(Follower::new(&net.counters, dialled.clone().unwrap_or_else(|| link.to_string())));
     net.event(Event::Link(LinkEvent::Up { link, dialled: dialled.clone() }));
+    let why = converse(net, link, queue, stream, early, dialled.as_deref()).await;
+    net.forget_link(link);
+    net.event(Event::Link(LinkEvent::Down { link, why }));
+}
+
+/// Reads and writes until the end, and says why it came.
+async fn converse(
+    net: &Inner,
+    link: LinkId,
+    queue: &Queue,
+    stream: BoxStream,
+    early: Bytes,
+    dialled: Option<&str>,
+) -> String {
+    let peer = dialled.map_or_else(|| link.to_string(), str::to_owned);
+    let follower = Mutex::new(Follower::new(&net.counters, peer));
     let (input, output) = stream.split();
     let mut writing = pin!(write_all(net, queue, output, &follower));
-    let reading = pin!(read_all(net, link, input, early, &follower, dialled.as_deref()));
-    let why = match select(reading, writing.as_mut()).await {
+    let reading = pin!(read_all(net, link, input, early, &follower, dialled));
+    match select(reading, writing.as_mut()).await {
         Either::Left((why, _)) => {
             if let Ended::Refused(why) = &why {
                 // The other side should know what it did wrong.
@@ -68,9 +83,7 @@ pub(super) async fn run(
             why.words().to_owned()
         }
         Either::Right((why, _)) => why,
-    };
-    net.forget_link(link);
-    net.event(Event::Link(LinkEvent::Down { link, why }));
+    }
 }
 
 /// How reading ended.
