@@ -6,11 +6,12 @@ use ice_core::event::Admin;
 use ice_core::rng::Seed;
 use ice_fuse::{Mount, MountOptions};
 use ice_host::config::{Config, RuntimeKind};
-use ice_host::engine::Engine;
+use ice_host::engine::{Engine, Tape};
 use ice_host::identity::{DataDir, LastStop};
 use ice_host::log::{LogLane, Options as LogOptions};
-use ice_host::node::{FileActions, Lanes, TapeFile, core_config, log_dir, recover};
+use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
 use ice_host::payload::PayloadPool;
+use ice_host::recorder::Recorder;
 use ice_host::runtime::Runtime;
 use ice_host::transport::Transport;
 use ice_host::vfs::Vfs;
@@ -76,8 +77,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let address = bound.local_addr();
     let urls = config.advertised(address.port())?;
     let protocol = core_config(config, &found.data, urls.clone());
-    let tape = match &config.trace {
-        Some(path) => Some(TapeFile::create(path).with_context(|| format!("trace {}", path.display()))?),
+    let tape: Option<Box<dyn Tape>> = match &config.trace {
+        Some(path) => Some(Box::new(Recorder::create(path).with_context(|| format!("trace {}", path.display()))?)),
         None => None,
     };
     let seed = Seed(protocol.replica.0 ^ protocol.incarnation.0.rotate_left(32));
@@ -91,6 +92,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     };
     let wants_tls = config.tls.is_some() || config.cacert.is_some() || config.join.iter().any(|u| u.starts_with("https:"));
     let tls = if wants_tls { Some(TlsClient::from_file(config.cacert.as_deref()).context("cacert")?) } else { None };
+    let lane = Arc::clone(&log);
+    engine.slow_down_while(Box::new(move || lane.backlog().over));
     let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, volume.content_store());
     let files: Arc<dyn FileActions> = Arc::new(volume.clone());
     let transport: Arc<dyn Transport> = Arc::new(net.clone());

@@ -117,7 +117,8 @@ fn set_log_aside(data: &Path) -> Result<(), RecoverError> {
     }
     let aside = (1..1000).map(|n| data.join(format!("log.damaged-{n}"))).find(|p| !p.exists());
     let aside = aside.unwrap_or_else(|| data.join("log.damaged-1000"));
-    std::fs::rename(&dir, &aside).map_err(|source| RecoverError::Log { path: dir, source })
+    let renamed = std::fs::rename(&dir, &aside).and_then(|()| crate::log::sync_dir(data));
+    renamed.map_err(|source| RecoverError::Log { path: dir, source })
 }
 
 /// What changed since the last checkpoint (which had synced `backing`).
