@@ -1,7 +1,7 @@
 //! Wires a node: disk, state machine, network, HTTP and mount. The only place that picks a runtime.
 
 use crate::daemon::{Handle, Running};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ice_core::event::Admin;
 use ice_core::rng::Seed;
 use ice_fuse::{Mount, MountOptions};
@@ -71,7 +71,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         rescan: config.scan_interval,
         ..VolumeOptions::new(&config.backing, found.data.replica(), new_replica)
     })?;
-    found.disk.staged = volume.staged();
+    found.disk.staged = volume.staged().map_err(|e| anyhow!("the staging area cannot be read: {e:?}"))?;
 
     let bound = runtime.block_on(Bound::new(runtime.clone(), &config.bind.to_string()))?;
     let address = bound.local_addr();
@@ -94,11 +94,12 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let tls = if wants_tls { Some(TlsClient::from_file(config.cacert.as_deref()).context("cacert")?) } else { None };
     let lane = Arc::clone(&log);
     engine.slow_down_while(Box::new(move || lane.backlog().over));
-    let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, volume.content_store());
+    let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, Arc::new(volume.clone()));
+    let backing = std::fs::File::open(&config.backing).context("cannot open backing")?.into();
     let files: Arc<dyn FileActions> = Arc::new(volume.clone());
     let transport: Arc<dyn Transport> = Arc::new(net.clone());
     let lanes = Arc::new(
-        Lanes::new(&engine, Arc::clone(&log), found.store, volume.backing_fd()?, files, transport)
+        Lanes::new(&engine, Arc::clone(&log), found.store, backing, files, transport)
             .context("cannot start the disk lanes")?,
     );
     net.start(Arc::clone(&engine) as Arc<dyn ice_host::transport::Sink>);

@@ -2,6 +2,7 @@
 
 mod actions;
 mod checkpoints;
+mod glue;
 mod recover;
 
 pub use actions::{FileActions, Lanes};
