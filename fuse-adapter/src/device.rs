@@ -253,10 +253,21 @@ impl Mounted {
     /// Ends the session although files are open: whoever uses them gets errors.
     ///
     /// # Errors
-    /// The control file system is not mounted, or no permission.
+    /// The control file system cannot be reached.
     pub(crate) fn abort(&self) -> io::Result<()> {
         let minor = self.entry.dev.split(':').nth(1).unwrap_or_default();
-        std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")
+        let switch = format!("{minor}/abort");
+        if std::fs::write(Path::new("/sys/fs/fuse/connections").join(&switch), "1").is_ok() {
+            return Ok(());
+        }
+        // Containers often lack it: look into an instance of our own, which is not attached anywhere.
+        use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+        let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&context)?;
+        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let file = rustix::fs::openat(root, switch, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(file, b"1")?;
+        Ok(())
     }
 }
 

@@ -9,19 +9,23 @@ use ice_host::vfs::{Stale, Vfs};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tracing::{info, warn};
 
 /// A mounted volume. Dropping it takes the mount out of the tree at once; the session ends when the last file in it is closed.
+///
+/// At its end all handles are released. References that `lookup` counted are not returned: the kernel does not say which
+/// ones it still holds.
 pub struct Mount {
     mountpoint: PathBuf,
     mounted: Mounted,
     shared: Arc<Shared>,
     alive: Arc<AtomicBool>,
-    ended: Receiver<io::Result<()>>,
+    /// Only for `unmount`; the lock makes a mount shareable.
+    ended: Mutex<Receiver<io::Result<()>>>,
 }
 
 impl std::fmt::Debug for Mount {
@@ -103,7 +107,7 @@ impl Mount {
             shared.queue.close();
             return Err(e);
         }
-        Ok(Mount { mountpoint, mounted, shared, alive, ended })
+        Ok(Mount { mountpoint, mounted, shared, alive, ended: Mutex::new(ended) })
     }
 
     /// Where it is mounted: absolute, without symbolic links.
@@ -128,14 +132,15 @@ impl Mount {
     /// otherwise.
     pub fn unmount(mut self, timeout: Duration) -> io::Result<()> {
         self.mounted.detach()?;
-        match self.ended.recv_timeout(timeout) {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        match ended.recv_timeout(timeout) {
             Ok(outcome) => return outcome,
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the session's thread panicked")),
             Err(RecvTimeoutError::Timeout) => {}
         }
         warn!(mountpoint = %self.mountpoint.display(), "files are still open: cutting them off");
         let aborted = self.mounted.abort();
-        match (self.ended.recv_timeout(Duration::from_secs(5)), aborted) {
+        match (ended.recv_timeout(Duration::from_secs(5)), aborted) {
             (Ok(outcome), _) => outcome,
             (Err(_), Err(e)) => Err(e),
             (Err(_), Ok(())) => Err(io::Error::new(io::ErrorKind::TimedOut, "the session did not end")),

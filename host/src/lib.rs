@@ -12,6 +12,7 @@ pub mod runtime;
 pub mod store;
 pub mod transport;
 pub mod vfs;
+pub mod volume;
 
 /// The software's version as shown to users.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -146,7 +146,7 @@ impl Layout {
         if self.temporary && self.nodes.iter().all(|n| is_empty(&n.backing)) {
             return std::fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()));
         }
-        println!("Everything is kept; start it again with: icecluster dev --dir {}", self.dir.display());
+        say!("Everything is kept; start it again with: icecluster dev --dir {}", self.dir.display());
         Ok(())
     }
 }

@@ -4,6 +4,14 @@
 //! killed and started again by hand. Nothing is restarted automatically. When this process ends, by Ctrl-C, SIGTERM or otherwise,
 //! all nodes end too, and no mount stays behind.
 
+/// `println!`, but whoever does not want to read this any more (`icecluster dev | head`) does not end the cluster.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($words)*);
+    }};
+}
+
 mod layout;
 mod mounts;
 
@@ -74,7 +82,7 @@ fn run_inner(options: &Options) -> Result<()> {
         bail!("{} is in use: a node of it runs as process {}", layout.dir.display(), owner.as_raw_nonzero());
     }
     if let Some(why) = no_mount {
-        println!("No mounts: {why}. Changes made in the backing directories are noticed.");
+        say!("No mounts: {why}. Changes made in the backing directories are noticed.");
     }
     let mut cluster = Cluster { layout, children: vec![] };
     let done = cluster.start().and_then(|()| cluster.watch(&signals));
@@ -142,30 +150,31 @@ impl Cluster {
     }
 
     fn print(&self) {
-        println!("{} nodes in {}\n", self.layout.nodes.len(), self.layout.dir.display());
+        let (count, dir) = (self.layout.nodes.len(), self.layout.dir.display());
+        say!("{count} node{} in {dir}\n", if count == 1 { "" } else { "s" });
         for (node, child) in std::iter::zip(&self.layout.nodes, &self.children) {
             let pid = child.as_ref().map_or("-".to_owned(), |c| c.id().to_string());
-            println!("{}  pid {pid}  {}", node.name, node.url);
+            say!("{}  pid {pid}  {}", node.name, node.url);
             if let Some(mount) = &node.mount {
-                println!("    mount    {}", mount.display());
+                say!("    mount    {}", mount.display());
             }
-            println!("    backing  {}", node.backing.display());
-            println!("    config   {}", node.config.display());
-            println!("    log      {}", node.log.display());
+            say!("    backing  {}", node.backing.display());
+            say!("    config   {}", node.config.display());
+            say!("    log      {}", node.log.display());
         }
         let first = &self.layout.nodes[0];
-        println!("\nTry:");
-        println!("    cp -r /etc/ssl {}/       # and look into the others", first.directory().display());
-        println!("    {} -base {} status", program("icectl").display(), first.url);
+        say!("\nTry:");
+        say!("    cp -r /etc/ssl {}/       # and look into the others", first.directory().display());
+        say!("    {} -base {} status", program("icectl").display(), first.url);
         if let (Some(last), Some(Some(child))) = (self.layout.nodes.last(), self.children.last()) {
-            println!(
+            say!(
                 "    kill -9 {}               # {} is gone; go on working, then bring it back:",
                 child.id(),
                 last.name
             );
-            println!("    {} -config {} &", program("icecluster").display(), last.config.display());
+            say!("    {} -config {} &", program("icecluster").display(), last.config.display());
         }
-        println!("\nCtrl-C stops all nodes.");
+        say!("\nCtrl-C stops all nodes.");
     }
 
     /// Until a signal comes. A node that ends is reported, not restarted.
@@ -179,15 +188,15 @@ impl Cluster {
             for (node, slot) in std::iter::zip(&self.layout.nodes, &mut self.children) {
                 let Some(status) = slot.as_mut().map(Child::try_wait).transpose()?.flatten() else { continue };
                 *slot = None;
-                println!("{} has ended: {}. To bring it back:", node.name, describe(status));
-                println!("    {} -config {} &", program("icecluster").display(), node.config.display());
+                say!("{} has ended: {}. To bring it back:", node.name, describe(status));
+                say!("    {} -config {} &", program("icecluster").display(), node.config.display());
             }
         }
     }
 
     /// Stops all nodes, also those that were restarted by hand, and removes what they left mounted.
     fn stop(&mut self) -> Result<()> {
-        println!("stopping");
+        say!("stopping");
         let mut failed = vec![];
         for child in self.children.iter().flatten() {
             signal(Pid::from_child(child), Signal::TERM);

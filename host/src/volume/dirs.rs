@@ -67,10 +67,16 @@ impl Dirs {
         })
     }
 
-    /// Opens the directory at `path` and keeps it. `disk` is its expected inode number in `backing` (0: any): another one
-    /// is `ESTALE`.
-    pub(crate) fn resolve(&self, dir: InodeId, path: &[Name], disk: u64) -> Result<Arc<OwnedFd>, Errno> {
-        let fd = self.walk(path)?;
+    /// Opens the directory at `path` below `from` (`None`: the root) and keeps it. `disk` is its expected inode number in
+    /// `backing` (0: any): another one is `ESTALE`.
+    pub(crate) fn resolve(
+        &self,
+        dir: InodeId,
+        from: Option<BorrowedFd<'_>>,
+        path: &[Name],
+        disk: u64,
+    ) -> Result<Arc<OwnedFd>, Errno> {
+        let fd = self.walk(from.unwrap_or(self.root.as_fd()), path)?;
         if disk != 0 && meta::disk(&rustix::fs::fstat(&fd)?) != disk {
             return Err(Errno::STALE);
         }
@@ -99,20 +105,15 @@ impl Dirs {
         self.cache().held.remove(&dir);
     }
 
-    /// Everything may have changed.
-    pub(crate) fn forget_all(&self) {
-        self.cache().held.clear();
-    }
-
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn walk(&self, path: &[Name]) -> Result<OwnedFd, Errno> {
+    fn walk(&self, base: BorrowedFd<'_>, path: &[Name]) -> Result<OwnedFd, Errno> {
         let mut at: Option<OwnedFd> = None;
         let mut rest = path;
         while !rest.is_empty() {
-            let from = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+            let from = at.as_ref().map_or(base, AsFd::as_fd);
             let (next, used) = if self.openat2.load(Ordering::Relaxed) {
                 match long_step(from, rest) {
                     Err(Errno::NOSYS) => {
@@ -131,7 +132,7 @@ impl Dirs {
         }
         match at {
             Some(fd) => Ok(fd),
-            None => rustix::io::fcntl_dupfd_cloexec(&self.root, 0),
+            None => rustix::io::fcntl_dupfd_cloexec(base, 0),
         }
     }
 }
@@ -192,12 +193,12 @@ mod tests {
         for modern in [true, false] {
             let dirs = Dirs::open(dir.path()).unwrap();
             dirs.openat2.store(modern, Ordering::Relaxed);
-            let fd = dirs.resolve(InodeId(7), &names(&deep), last).unwrap();
+            let fd = dirs.resolve(InodeId(7), None, &names(&deep), last).unwrap();
             assert_eq!(meta::disk(&rustix::fs::fstat(&fd).unwrap()), last);
             assert!(dirs.cached(InodeId(7)).is_some());
-            assert_eq!(dirs.resolve(InodeId(8), &names("in"), last).unwrap_err(), Errno::STALE);
+            assert_eq!(dirs.resolve(InodeId(8), None, &names("in"), last).unwrap_err(), Errno::STALE);
             for bad in ["out", "out/etc", "in/up", "in/up/in"] {
-                assert!(dirs.resolve(InodeId(9), &names(bad), 0).is_err(), "{bad} must not be followed");
+                assert!(dirs.resolve(InodeId(9), None, &names(bad), 0).is_err(), "{bad} must not be followed");
             }
         }
     }
@@ -208,7 +209,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("d")).unwrap();
         let dirs = Dirs::open(dir.path()).unwrap();
         for i in 1..2000u128 {
-            dirs.resolve(InodeId(i), &names("d"), 0).unwrap();
+            dirs.resolve(InodeId(i), None, &names("d"), 0).unwrap();
             assert!(dirs.cache().held.len() <= CACHED_MAX);
             assert!(dirs.cached(InodeId(i)).is_some(), "the newest stays");
         }

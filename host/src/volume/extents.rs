@@ -30,13 +30,6 @@ impl Extents {
         self.runs.insert(start, end);
     }
 
-    /// Adds all of `other`.
-    pub(crate) fn merge(&mut self, other: &Extents) {
-        for r in other.ranges() {
-            self.add(r);
-        }
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }

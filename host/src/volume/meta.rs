@@ -1,6 +1,6 @@
 //! Between `stat` and the core's vocabulary.
 
-use crate::vfs::{Stat, SetTime};
+use crate::vfs::{SetTime, Stat};
 use ice_core::event::{IoError, Witness};
 use ice_core::op::{Attrs, Kind};
 use ice_core::time::UnixTime;
@@ -33,8 +33,8 @@ pub(crate) fn file_type(st: &Raw) -> FileType {
     FileType::from_raw_mode(st.st_mode)
 }
 
-/// The witness of an object whose bytes are known now. Of anything but a regular file only the identity counts: a
-/// directory's times change with every entry.
+/// The witness of an object whose bytes are known now. Of anything but a regular file only identity, mode and owner count:
+/// a directory's times change with every entry.
 pub(crate) fn witness(st: &Raw) -> Witness {
     let mut h = blake3::Hasher::new();
     h.update(&disk(st).to_le_bytes());
@@ -43,6 +43,10 @@ pub(crate) fn witness(st: &Raw) -> Witness {
         for (sec, nsec) in [mtime(st), (st.st_ctime as i64, st.st_ctime_nsec as u32)] {
             h.update(&sec.to_le_bytes());
             h.update(&nsec.to_le_bytes());
+        }
+    } else {
+        for n in [st.st_mode, st.st_uid, st.st_gid] {
+            h.update(&n.to_le_bytes());
         }
     }
     let mut b = [0; 8];
@@ -140,7 +144,13 @@ pub(crate) fn io_error(e: Errno) -> IoError {
         Errno::IO | Errno::ROFS => IoError::Broken,
         Errno::ACCESS | Errno::PERM => IoError::Denied,
         // What should be there is not, or something stands where nothing should.
-        Errno::NOENT | Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::STALE
+        Errno::NOENT
+        | Errno::EXIST
+        | Errno::NOTEMPTY
+        | Errno::NOTDIR
+        | Errno::ISDIR
+        | Errno::LOOP
+        | Errno::STALE
         | Errno::XDEV => IoError::Changed,
         e => IoError::Os(e.raw_os_error()),
     }
@@ -214,7 +224,9 @@ pub(crate) fn dress(fd: BorrowedFd<'_>, now: &Raw, attrs: &Attrs, privileged: bo
 pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Errno> {
     match rustix::fs::utimensat(fd, c"", times, AtFlags::EMPTY_PATH) {
         // Before Linux 5.8 the flag is not known.
-        Err(Errno::INVAL | Errno::NOENT) => rustix::fs::utimensat(rustix::fs::CWD, fd_path(fd), times, AtFlags::empty()),
+        Err(Errno::INVAL | Errno::NOENT) => {
+            rustix::fs::utimensat(rustix::fs::CWD, fd_path(fd), times, AtFlags::empty())
+        }
         r => r,
     }
 }

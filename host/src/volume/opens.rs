@@ -26,6 +26,7 @@ pub(crate) struct Handle {
     pub(crate) fh: u64,
     pub(crate) file: Arc<OwnedFd>,
     pub(crate) node: Arc<Open>,
+    pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) append: bool,
     /// `O_SYNC` or `O_DSYNC`.
@@ -60,6 +61,8 @@ pub(crate) struct State {
     pub(crate) dirty: Option<Dirty>,
     /// All bytes have to be looked at.
     pub(crate) whole: bool,
+    /// The scan found it different: no write of ours did that.
+    pub(crate) verify: bool,
     /// Bytes to be looked at.
     pub(crate) extents: Extents,
     /// Block hashes as of the last telling.
@@ -112,6 +115,7 @@ impl State {
     /// Notes that bytes change. `true`: they had not before, so the file belongs on the list of dirty ones.
     pub(crate) fn mark(&mut self, bytes: Range<u64>, now: Instant) -> bool {
         self.extents.add(bytes);
+        self.verify = false;
         self.mark_time(now)
     }
     /// Notes that any byte may have changed.
@@ -301,7 +305,7 @@ impl Opens {
         }
         drop(inner);
         let handle =
-            Arc::new(Handle { fh, file, node, write: how.write, append: how.append, sync: how.sync });
+            Arc::new(Handle { fh, file, node, read: how.read, write: how.write, append: how.append, sync: how.sync });
         self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::clone(&handle));
         Ok(handle)
     }
@@ -316,14 +320,14 @@ impl Opens {
         self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)
     }
 
-    /// A handle is closed. `read`: it could read as well.
-    pub(crate) fn leave(&self, handle: &Handle, read: bool) {
+    /// A handle is closed.
+    pub(crate) fn leave(&self, handle: &Handle) {
         let mut inner = self.inner();
         {
             let mut state = handle.node.state();
             state.files.retain(|f| !Arc::ptr_eq(f, &handle.file));
             state.writers -= u32::from(handle.write);
-            if handle.write && read {
+            if handle.write && handle.read {
                 state.mappers -= 1;
                 if state.mappers == 0 {
                     state.expected = None;
@@ -392,6 +396,11 @@ impl Inner {
         if unused && clean {
             remove_same(&mut self.opens, open);
             self.retire(open.ino);
+            // An alias that stood in for this number may be of no more use.
+            let inode = open.state().inode;
+            if let Some(alias) = inode.and_then(|i| self.current.get(&i)).copied() {
+                self.retire(alias);
+            }
         }
     }
 

@@ -1,52 +1,29 @@
 //! What the volume asks of the core, as a trait: production connects the engine, tests a small model of the core.
 
+use crate::engine::Engine;
 use crate::payload::PayloadPool;
 use ice_core::action::{Refused, Spot};
-use ice_core::event::{Ack, Change, IoResult, Witness};
-use ice_core::ids::{InodeId, IoToken, Name};
-use ice_core::op::{Attrs, ContentDigest, Kind};
-use ice_core::time::Stamp;
+use ice_core::event::{Ack, Change, IoResult};
+use ice_core::ids::{EntryId, InodeId, IoToken, Name};
+use ice_core::tree::{Child, InodeInfo, Tree};
 use std::time::Duration;
-
-/// What the materialised tree knows of one inode: what stands in `backing`, as far as the core was told.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Info {
-    /// What it is.
-    pub kind: Kind,
-    /// Its attributes.
-    pub attrs: Attrs,
-    /// The content version that stands in `backing`; zero if there is none.
-    pub version: Stamp,
-    /// The content version that won: what `backing` will hold.
-    pub winning: Stamp,
-    /// Length of the version on disk, in bytes.
-    pub size: u64,
-    /// Digest of the version on disk.
-    pub digest: ContentDigest,
-    /// What the object looked like when its bytes were last known.
-    pub witness: Witness,
-    /// Names it has in `backing`.
-    pub nlink: u32,
-}
 
 /// Reads of the materialised tree. All of them see one state.
 pub trait Names {
     /// What stands in `dir` under `name`.
     fn child(&self, dir: InodeId, name: &Name) -> Option<InodeId>;
-    /// From the root to a directory.
-    fn path(&self, dir: InodeId) -> Option<Vec<Name>>;
+    /// How to reach a directory: from the root, or (`Some`) from the entry in limbo below which it stands.
+    fn locate(&self, dir: InodeId) -> Option<(Option<EntryId>, Vec<Name>)>;
     /// Where the names of an inode stand.
     fn spots(&self, inode: InodeId) -> Vec<Spot>;
-    /// What is known of an inode that stands in `backing`.
-    fn info(&self, inode: InodeId) -> Option<Info>;
-    /// Only its witness: the cheap part of [`Names::info`].
-    fn witness(&self, inode: InodeId) -> Option<Witness>;
-    /// What stands in a directory, in the order of the names' bytes, after `after`, `max` at most.
-    fn children(&self, dir: InodeId, after: Option<&Name>, max: usize) -> Vec<(Name, InodeId)>;
+    /// What is known of an inode.
+    fn info(&self, inode: InodeId) -> Option<InodeInfo>;
+    /// What stands in a directory, in an order of the tree's own, after `after`, `max` at most.
+    fn children(&self, dir: InodeId, after: Option<&Name>, max: usize) -> Vec<Child>;
     /// The inode whose id begins with these 64 bits.
     fn by_prefix(&self, prefix: u64) -> Option<InodeId>;
     /// The extended attributes of an inode.
-    fn xattrs(&self, inode: InodeId) -> Vec<(Vec<u8>, Vec<u8>)>;
+    fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)>;
 }
 
 /// What the volume asks of the core.
@@ -80,5 +57,50 @@ impl dyn Port {
             // The contract of `names` is to call once; there is no answer to give without it.
             None => unreachable!("Port::names did not call its reader"),
         }
+    }
+}
+
+impl Names for Tree {
+    fn child(&self, dir: InodeId, name: &Name) -> Option<InodeId> {
+        Tree::child(self, dir, name)
+    }
+    fn locate(&self, dir: InodeId) -> Option<(Option<EntryId>, Vec<Name>)> {
+        Tree::locate(self, dir)
+    }
+    fn spots(&self, inode: InodeId) -> Vec<Spot> {
+        Tree::spots(self, inode)
+    }
+    fn info(&self, inode: InodeId) -> Option<InodeInfo> {
+        Tree::info(self, inode)
+    }
+    fn children(&self, dir: InodeId, after: Option<&Name>, max: usize) -> Vec<Child> {
+        Tree::children(self, dir, after, max)
+    }
+    fn by_prefix(&self, prefix: u64) -> Option<InodeId> {
+        Tree::by_prefix(self, prefix)
+    }
+    fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)> {
+        Tree::xattrs(self, inode)
+    }
+}
+
+impl Port for Engine {
+    fn change(&self, changes: Vec<Change>) -> Result<Vec<Result<InodeId, Refused>>, Refused> {
+        Engine::change(self, changes)
+    }
+    fn sync(&self, ack: Ack, timeout: Duration) -> Result<u32, Refused> {
+        Engine::sync(self, ack, timeout)
+    }
+    fn released(&self, inode: InodeId) {
+        Engine::released(self, inode);
+    }
+    fn complete(&self, token: IoToken, result: IoResult) {
+        Engine::complete(self, token, result);
+    }
+    fn names(&self, read: &mut dyn FnMut(&dyn Names)) {
+        self.tree(|tree| read(tree));
+    }
+    fn payloads(&self) -> &PayloadPool {
+        Engine::payloads(self)
     }
 }

@@ -1,0 +1,317 @@
+//! Mounting, unmounting, dying, waiting.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use ice_fuse::{Mount, MountOptions, Passthrough};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use support::{Child, DirVfs, Fixture, can_mount, eventually};
+
+fn mounts_at(path: &Path) -> usize {
+    let path = path.to_str().unwrap();
+    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().filter(|l| l.split(' ').nth(4) == Some(path)).count()
+}
+
+/// Unmounts whatever a failed test left, so that its directory can be removed.
+struct Sweep<'a>(&'a Path);
+
+impl Drop for Sweep<'_> {
+    fn drop(&mut self) {
+        while mounts_at(self.0) > 0 && rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH).is_ok() {}
+    }
+}
+
+const CHILD: &str = "ICE_FUSE_TEST_CHILD";
+
+#[test]
+fn the_mount_of_a_killed_daemon_is_replaced_and_that_of_a_living_one_is_not() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        // The daemon that will be killed.
+        let dir = Path::new(&dir);
+        let vfs = Arc::new(DirVfs::new(&dir.join("backing")));
+        let _mount = Mount::start(vfs, MountOptions::new(dir.join("mnt"))).unwrap();
+        println!("mounted");
+        std::thread::sleep(Duration::from_secs(300));
+        panic!("nobody killed this process");
+    }
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (backing, mnt) = (dir.path().join("backing"), dir.path().join("mnt"));
+    fs::create_dir(&backing).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    let mnt = mnt.canonicalize().unwrap();
+    let _sweep = Sweep(&mnt);
+    fs::write(backing.join("f"), "f").unwrap();
+    let start = || Mount::start(Arc::new(DirVfs::new(&backing)), MountOptions::new(&mnt));
+
+    for round in 0..2 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "the_mount_of_a_killed_daemon_is_replaced_and_that_of_a_living_one_is_not",
+                "--nocapture",
+            ])
+            .env(CHILD, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map(Child)
+            .unwrap();
+        let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|l| l.contains("mounted")), "the child did not mount");
+        assert_eq!(fs::read_to_string(mnt.join("f")).unwrap(), "f");
+        assert_eq!(start().unwrap_err().kind(), ErrorKind::AddrInUse, "round {round}");
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+        assert_eq!(fs::read_dir(&mnt).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+        // The next round's child replaces the first dead mount, the last is replaced below.
+        assert_eq!(mounts_at(&mnt), 1);
+    }
+    let mount = start().unwrap();
+    assert_eq!(mounts_at(&mnt), 1);
+    assert_eq!(fs::read_to_string(mnt.join("f")).unwrap(), "f");
+    mount.unmount(Duration::from_secs(10)).unwrap();
+    assert_eq!(mounts_at(&mnt), 0);
+}
+
+#[test]
+fn mounts_of_others_are_never_taken_away() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (backing, mnt) = (dir.path().join("backing"), dir.path().canonicalize().unwrap().join("mnt"));
+    fs::create_dir(&backing).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    let _sweep = Sweep(&mnt);
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("icecluster", &mnt, "tmpfs", flags, None).unwrap();
+    fs::write(mnt.join("theirs"), "").unwrap();
+    let start = || Mount::start(Arc::new(DirVfs::new(&backing)), MountOptions::new(&mnt));
+    let e = start().unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::DirectoryNotEmpty, "{e}");
+    assert!(mnt.join("theirs").exists());
+    // Over an empty one we mount, and leave it there afterwards.
+    fs::remove_file(mnt.join("theirs")).unwrap();
+    let mount = start().unwrap();
+    assert_eq!(mounts_at(&mnt), 2);
+    // Somebody unmounts ours and mounts theirs: ending does not touch it.
+    rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::empty()).unwrap();
+    eventually("the session ends", || !mount.is_alive());
+    rustix::mount::mount("x", &mnt, "tmpfs", flags, None).unwrap();
+    mount.unmount(Duration::from_secs(10)).unwrap();
+    assert_eq!(mounts_at(&mnt), 2);
+    // And with theirs on top of ours, there is an error.
+    rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::empty()).unwrap();
+    let mount = start().unwrap();
+    rustix::mount::mount("x", &mnt, "tmpfs", flags, None).unwrap();
+    let e = mount.unmount(Duration::from_secs(1)).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::ResourceBusy, "{e}");
+    assert_eq!(mounts_at(&mnt), 3);
+}
+
+#[test]
+fn mountpoints_that_will_not_do() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    fs::create_dir(dir.path().join("full")).unwrap();
+    fs::write(dir.path().join("full/x"), "").unwrap();
+    let start = |name: &str| {
+        let vfs = Arc::new(DirVfs::new(dir.path()));
+        Mount::start(vfs, MountOptions::new(dir.path().join(name))).unwrap_err()
+    };
+    for (name, kind) in
+        [("none", ErrorKind::NotFound), ("file", ErrorKind::NotADirectory), ("full", ErrorKind::DirectoryNotEmpty)]
+    {
+        let e = start(name);
+        assert_eq!(e.kind(), kind, "{e}");
+        assert!(e.to_string().contains(name), "{e}");
+    }
+    // Odd names are no obstacle, nor is a way through a symbolic link.
+    fs::create_dir(dir.path().join("odd, name \\040")).unwrap();
+    std::os::unix::fs::symlink("odd, name \\040", dir.path().join("link")).unwrap();
+    let backing = tempfile::tempdir().unwrap();
+    fs::write(backing.path().join("f"), "").unwrap();
+    let vfs = Arc::new(DirVfs::new(backing.path()));
+    let mount = Mount::start(vfs, MountOptions::new(dir.path().join("link"))).unwrap();
+    assert!(dir.path().join("link/f").exists());
+    assert!(mount.mountpoint().ends_with("odd, name \\040"));
+    mount.unmount(Duration::from_secs(10)).unwrap();
+    assert!(!dir.path().join("link/f").exists());
+}
+
+#[test]
+fn unmounting_with_open_files() {
+    if !can_mount() {
+        return;
+    }
+    let mut f = Fixture::new(Passthrough::Off);
+    fs::write(f.at("x"), "x").unwrap();
+    let file = File::open(f.at("x")).unwrap();
+    let start = Instant::now();
+    f.unmount(Duration::from_millis(50));
+    assert!(start.elapsed() < Duration::from_secs(4));
+    assert_eq!(fs::read_dir(&f.mnt).unwrap().count(), 0, "out of the tree");
+    assert!(file.metadata().is_err(), "cut off");
+    assert_eq!(f.vfs.open_handles(), 0, "the volume got its handles back");
+    drop(file);
+
+    // Dropping only takes it out of the tree: what is open stays usable.
+    let mount = Mount::start(Arc::clone(&f.vfs) as _, MountOptions::new(&f.mnt)).unwrap();
+    let mut file = File::create(f.at("y")).unwrap();
+    drop(mount);
+    assert_eq!(fs::read_dir(&f.mnt).unwrap().count(), 0);
+    file.write_all(b"still").unwrap();
+    drop(file);
+    eventually("released", || f.vfs.open_handles() == 0);
+    assert_eq!(fs::read_to_string(f.in_backing("y")).unwrap(), "still");
+}
+
+#[test]
+fn read_only_mounts_and_their_flags() {
+    if !can_mount() {
+        return;
+    }
+    let f = Fixture::with(|o| {
+        o.read_only = true;
+        o.fsname = "my volume".into();
+    });
+    fs::write(f.in_backing("f"), "f").unwrap();
+    assert_eq!(fs::read_to_string(f.at("f")).unwrap(), "f");
+    assert_eq!(fs::write(f.at("g"), "").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|l| l.contains(f.mnt.to_str().unwrap())).unwrap();
+    assert!(line.contains(" - fuse.icecluster my\\040volume "), "{line}");
+    for flag in ["nosuid", "nodev", "ro", "default_permissions", "allow_other"] {
+        assert!(line.contains(flag), "{line}");
+    }
+}
+
+#[test]
+fn a_backing_directory_on_a_stacked_file_system_falls_back() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |n: &str| dir.path().join(n);
+    for d in ["lower", "upper", "work", "backing", "mnt"] {
+        fs::create_dir(at(d)).unwrap();
+    }
+    let data = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("lower").display(),
+        at("upper").display(),
+        at("work").display()
+    );
+    let data = std::ffi::CString::new(data).unwrap();
+    let backing = at("backing");
+    let _sweep = Sweep(&backing);
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("overlay", &backing, "overlay", flags, data.as_c_str()).unwrap();
+    let mount = Mount::start(Arc::new(DirVfs::new(&backing)), MountOptions::new(at("mnt"))).unwrap();
+    assert_eq!(mount.passthrough_refused(), None, "not known before a file is opened");
+    fs::write(at("mnt/f"), "through the daemon").unwrap();
+    assert_eq!(fs::read_to_string(at("mnt/f")).unwrap(), "through the daemon");
+    let why = mount.passthrough_refused().unwrap();
+    assert!(why.contains("stacked"), "{why}");
+    mount.unmount(Duration::from_secs(10)).unwrap();
+}
+
+/// A shell that does something slow in the mount, and how long it lived after a signal.
+fn time_to_die(
+    f: &Fixture,
+    script: &str,
+    waiting: &str,
+    signal: rustix::process::Signal,
+) -> (Duration, std::process::ExitStatus) {
+    f.vfs.take_counts();
+    let mut child = Command::new("python3").args(["-c", script]).current_dir(&f.mnt).spawn().map(Child).unwrap();
+    eventually("it waits", || f.vfs.counted(&[waiting]) == 1);
+    // Longer than one look of the watcher, so that it has seen the process without a signal.
+    std::thread::sleep(Duration::from_millis(120));
+    assert!(child.0.try_wait().unwrap().is_none());
+    let start = Instant::now();
+    let pid = rustix::process::Pid::from_child(&child.0);
+    rustix::process::kill_process(pid, signal).unwrap();
+    let status = child.0.wait().unwrap();
+    (start.elapsed(), status)
+}
+
+#[test]
+fn a_process_that_waits_can_be_killed_and_interrupted() {
+    use rustix::process::Signal;
+    if !can_mount() {
+        return;
+    }
+    let f = Fixture::new(Passthrough::Auto);
+    const SLOW: u64 = 20_000;
+    const SOON: Duration = Duration::from_secs(5);
+    f.vfs.fsync_ms.store(SLOW, Ordering::SeqCst);
+    let fsync = "import os; fd = os.open('f', os.O_RDWR | os.O_CREAT); os.write(fd, b'x'); os.fsync(fd)";
+    let (took, status) = time_to_die(&f, fsync, "fsync", Signal::KILL);
+    assert!(took < SOON, "{took:?}");
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    let (took, status) = time_to_die(&f, &fsync.replace("'f'", "'g'"), "fsync", Signal::TERM);
+    assert!(took < SOON, "{took:?}");
+    assert_eq!(status.signal(), Some(libc::SIGTERM));
+    // Caught: the system call returns, the program decides.
+    let caught = "import os, signal, sys\ndef stop(*a): sys.exit(7)\nsignal.signal(signal.SIGINT, stop)\n\
+        fd = os.open('h', os.O_RDWR | os.O_CREAT)\nos.fsync(fd)";
+    let (took, status) = time_to_die(&f, caught, "fsync", Signal::INT);
+    assert!(took < SOON, "{took:?}");
+    assert_eq!(status.code(), Some(7));
+    // Nobody else was held up, and the work went on: the handles are released only after it.
+    let start = Instant::now();
+    fs::write(f.at("other"), "").unwrap();
+    assert!(start.elapsed() < SOON);
+    eventually("only those three are open", || f.vfs.open_handles() == 3);
+    f.vfs.open_ms.store(SLOW, Ordering::SeqCst);
+    let open = "open('other').read()";
+    let (took, status) = time_to_die(&f, open, "open", Signal::KILL);
+    assert!(took < SOON, "{took:?}");
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    f.vfs.open_ms.store(0, Ordering::SeqCst);
+    f.vfs.fsync_ms.store(0, Ordering::SeqCst);
+    eventually("what was waited for is done, and its handles released", || f.vfs.open_handles() == 0);
+}
+
+#[test]
+fn many_slow_requests_do_not_stop_the_others() {
+    if !can_mount() {
+        return;
+    }
+    let f = Fixture::with(|o| o.threads = 2);
+    fs::write(f.at("f"), "f").unwrap();
+    f.vfs.fsync_ms.store(1500, Ordering::SeqCst);
+    f.vfs.open_ms.store(1500, Ordering::SeqCst);
+    std::thread::scope(|s| {
+        for i in 0..12 {
+            let (mnt, odd) = (&f.mnt, i % 2 == 1);
+            s.spawn(move || {
+                if odd {
+                    File::open(mnt.join("f")).unwrap();
+                } else {
+                    File::create(mnt.join(format!("{i}"))).unwrap().sync_all().unwrap();
+                }
+            });
+        }
+        eventually("all wait", || f.vfs.counted(&["fsync"]) == 6 && f.vfs.counted(&["open"]) == 6);
+        let waiting = || f.vfs.counted(&["fsynced"]) == 0;
+        for i in 0..50 {
+            fs::create_dir(f.at(&format!("d{i}"))).unwrap();
+        }
+        assert!(waiting(), "50 changes were made while the others waited");
+    });
+    eventually("released", || f.vfs.open_handles() == 0);
+}

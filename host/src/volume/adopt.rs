@@ -1,0 +1,509 @@
+//! Settling what a scan found: moves first, then what is new, then what is gone.
+
+use super::meta::{self, Raw};
+use super::resolve::refused;
+use super::{Ns, Shared};
+use crate::vfs::{Result, Stale};
+use ice_core::event::Change;
+use ice_core::ids::{InodeId, Name};
+use ice_core::op::Kind;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+/// Entries below a missing directory that are looked through for something that was moved out of it.
+const EXPANDED_MAX: usize = 256 * 1024;
+
+/// An entry of the tree at whose name its object does not stand any more.
+pub(crate) struct Gone {
+    pub(crate) inode: InodeId,
+    pub(crate) dir: InodeId,
+    pub(crate) name: Name,
+    pub(crate) is_dir: bool,
+}
+
+/// A name on disk with an object that the tree does not show there.
+pub(crate) struct Fresh {
+    pub(crate) dir: InodeId,
+    pub(crate) name: Name,
+    pub(crate) disk: u64,
+}
+
+/// What one scan found and did not settle yet.
+#[derive(Default)]
+pub(crate) struct Pass {
+    /// By the object's number in `backing`.
+    gone: HashMap<u64, Gone>,
+    /// Without a number that could be found again.
+    vanished: Vec<Gone>,
+    pub(crate) fresh: Vec<Fresh>,
+    /// Directories to be listed.
+    pub(crate) todo: Vec<InodeId>,
+    /// Inodes about which the core waits for an answer.
+    pub(crate) forced: HashSet<InodeId>,
+    pub(crate) stale: Vec<Stale>,
+    /// For a caller that waits: nothing is removed.
+    inline: bool,
+    /// Fresh names that were compared with the gone ones.
+    compared: usize,
+    expanded: bool,
+}
+
+impl Pass {
+    pub(crate) fn telling() -> Pass {
+        Pass::default()
+    }
+    pub(crate) fn inline() -> Pass {
+        Pass { inline: true, ..Pass::default() }
+    }
+    pub(crate) fn gone(&mut self, disk: u64, gone: Gone) {
+        if disk == 0 {
+            self.vanished.push(gone);
+        } else {
+            self.gone.insert(disk, gone);
+        }
+    }
+}
+
+/// What came of trying a move.
+#[derive(PartialEq, Eq)]
+enum Moved {
+    Yes,
+    /// The entry that stands at the new name has to move away first.
+    Blocked,
+    /// It is not as it was found.
+    No,
+}
+
+impl Shared {
+    /// Settles some of what was found. `true`: there is more. Removals wait until every directory was listed.
+    pub(crate) fn settle_some(&self, ns: &Ns<'_>, pass: &mut Pass, most: usize) -> bool {
+        if pass.compared < pass.fresh.len() && !(pass.gone.is_empty() && pass.vanished.is_empty()) {
+            self.settle_moves(ns, pass);
+            if pass.todo.is_empty() && !pass.fresh.is_empty() && !pass.expanded && !pass.inline {
+                pass.expanded = true;
+                self.expand_gone(pass);
+                self.settle_moves(ns, pass);
+            }
+        }
+        if !pass.fresh.is_empty() {
+            let some: Vec<Fresh> = pass.fresh.drain(..most.min(pass.fresh.len())).collect();
+            self.adopt(ns, pass, some);
+            pass.compared = pass.fresh.len();
+            return !pass.fresh.is_empty() || !pass.gone.is_empty() || !pass.vanished.is_empty();
+        }
+        pass.compared = 0;
+        if !pass.todo.is_empty() && !pass.inline {
+            return true;
+        }
+        let next = pass.gone.keys().next().copied();
+        let Some(gone) = next.and_then(|d| pass.gone.remove(&d)).or_else(|| pass.vanished.pop()) else { return false };
+        if pass.inline {
+            self.hints.name(gone.dir, gone.name);
+        } else {
+            self.settle_gone(ns, pass, &gone);
+        }
+        !pass.gone.is_empty() || !pass.vanished.is_empty()
+    }
+
+    fn settle_moves(&self, ns: &Ns<'_>, pass: &mut Pass) {
+        let mut insist = false;
+        loop {
+            let (mut progress, mut blocked) = (false, false);
+            for fresh in std::mem::take(&mut pass.fresh) {
+                let Some(gone) = pass.gone.remove(&fresh.disk) else {
+                    pass.fresh.push(fresh);
+                    continue;
+                };
+                match self.try_move(ns, pass, &fresh, &gone, insist) {
+                    Ok(Moved::Yes) => progress = true,
+                    Ok(Moved::Blocked) => {
+                        blocked = true;
+                        pass.gone.insert(fresh.disk, gone);
+                        pass.fresh.push(fresh);
+                    }
+                    Ok(Moved::No) | Err(_) => {
+                        self.hints.later_name(gone.dir, gone.name);
+                        self.hints.later_name(fresh.dir, fresh.name);
+                    }
+                }
+            }
+            if progress {
+                insist = false;
+            } else if blocked && !insist {
+                insist = true;
+            } else {
+                break;
+            }
+        }
+        pass.compared = pass.fresh.len();
+    }
+
+    fn try_move(&self, ns: &Ns<'_>, pass: &mut Pass, to: &Fresh, from: &Gone, insist: bool) -> Result<Moved> {
+        let (from_dir, to_dir) = (self.dir(from.dir), self.dir(to.dir)?);
+        let st = self.stat_at(&to_dir, to.name.as_bytes())?;
+        let is_dir = meta::file_type(&st) == FileType::Directory;
+        // A directory that is gone itself has nothing at the old name.
+        let left = from_dir.and_then(|d| self.stat_at(&d, from.name.as_bytes())).ok();
+        if meta::disk(&st) != to.disk
+            || is_dir != from.is_dir
+            || left.is_some_and(|l| meta::disk(&l) == to.disk)
+            || self.known_at(from.dir, &from.name)? != Some(from.inode)
+        {
+            return Ok(Moved::No);
+        }
+        let occupant = self.known_at(to.dir, &to.name)?;
+        let mut exchange = false;
+        if let Some(other) = occupant {
+            let disk = self.port()?.look(|names| names.info(other)).map_or(0, |i| i.witness.disk);
+            let moved_on = pass.fresh.iter().position(|f| f.disk == disk).filter(|_| pass.gone.contains_key(&disk));
+            if moved_on.is_some() && !insist {
+                return Ok(Moved::Blocked);
+            }
+            if let Some(at) = moved_on
+                && pass.fresh[at].dir == from.dir
+                && pass.fresh[at].name == from.name
+            {
+                exchange = true;
+                pass.fresh.remove(at);
+            }
+            // It has changed places, or the move replaced it.
+            pass.gone.remove(&disk);
+            pass.vanished.retain(|g| g.inode != other || g.dir != to.dir || g.name != to.name);
+        }
+        let rename = Change::Rename {
+            parent: from.dir,
+            name: from.name.clone(),
+            new_parent: to.dir,
+            new_name: to.name.clone(),
+            exchange,
+        };
+        self.tell_one(ns, rename)?;
+        pass.stale.push(Self::stale_name(from.dir, &from.name, Some(from.inode)));
+        pass.stale.push(Self::stale_name(to.dir, &to.name, occupant));
+        // A move changes the change time, and perhaps it was not all that changed.
+        self.check_name(ns, pass, to.dir, &to.name, true);
+        if exchange {
+            self.check_name(ns, pass, from.dir, &from.name, true);
+        }
+        Ok(Moved::Yes)
+    }
+
+    /// What stood below missing directories may have been moved out of them.
+    fn expand_gone(&self, pass: &mut Pass) {
+        let Ok(port) = self.port() else { return };
+        let mut dirs: Vec<InodeId> = pass.gone.values().filter(|g| g.is_dir).map(|g| g.inode).collect();
+        let mut left = EXPANDED_MAX;
+        while let Some(dir) = dirs.pop() {
+            let mut after: Option<Name> = None;
+            while left > 0 {
+                let page = port.look(|names| {
+                    let children = names.children(dir, after.as_ref(), 256);
+                    let disk = |i| names.info(i).map_or(0, |i| i.witness.disk);
+                    children.into_iter().map(|c| (disk(c.inode), c)).collect::<Vec<_>>()
+                });
+                left = left.saturating_sub(page.len());
+                after = page.last().map(|(_, c)| c.name.clone()).filter(|_| page.len() == 256);
+                for (disk, child) in page {
+                    if child.dir {
+                        dirs.push(child.inode);
+                    }
+                    if pass.fresh.iter().any(|f| f.disk == disk) {
+                        let gone = Gone { inode: child.inode, dir, name: child.name, is_dir: child.dir };
+                        pass.gone.entry(disk).or_insert(gone);
+                    }
+                }
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Takes new objects in.
+    fn adopt(&self, ns: &Ns<'_>, pass: &mut Pass, some: Vec<Fresh>) {
+        let mut new = Vec::new();
+        for fresh in some {
+            match self.adopt_known(ns, pass, &fresh) {
+                Ok(Some(st)) => new.push((fresh, st)),
+                Ok(None) => {}
+                Err(e) => {
+                    if e != Errno::NOENT && e != Errno::STALE {
+                        self.trouble("adopt", format!("backing: {} cannot be taken in: {e}", fresh.name));
+                    }
+                    self.hints.later_name(fresh.dir, fresh.name);
+                }
+            }
+        }
+        if let Err(e) = self.create_all(ns, pass, new) {
+            tracing::debug!(error = %e, "new objects could not be told; they are found again");
+        }
+    }
+
+    /// Handles a new object that is a known inode after all: a replaced file, or a further name. `Some`: it is really new.
+    fn adopt_known(&self, ns: &Ns<'_>, pass: &mut Pass, fresh: &Fresh) -> Result<Option<Raw>> {
+        let dir = self.dir(fresh.dir)?;
+        let st = self.stat_at(&dir, fresh.name.as_bytes())?;
+        if let Some(inode) = self.known_at(fresh.dir, &fresh.name)? {
+            let Some(info) = self.port()?.look(|names| names.info(inode)) else { return Err(Errno::STALE) };
+            pass.gone.retain(|_, g| g.inode != inode || g.dir != fresh.dir || g.name != fresh.name);
+            pass.vanished.retain(|g| g.inode != inode || g.dir != fresh.dir || g.name != fresh.name);
+            let same = self.is_same_kind(&dir, &fresh.name, &st, &info.kind);
+            if same && (info.kind.is_dir() || info.kind.is_file() && info.nlink <= 1) {
+                // As an editor does that writes a new file and renames it over the old one: the file lives on.
+                if info.kind.is_dir() {
+                    self.dirs.forget(inode);
+                    self.tell_one(ns, Change::Touch { inode, witness: meta::unknown_bytes(&st) })?;
+                    pass.todo.push(inode);
+                    let info = ice_core::tree::InodeInfo { witness: meta::unknown_bytes(&st), ..info };
+                    self.refresh(ns, pass, (&dir, fresh.name.as_bytes()), inode, &st, &info);
+                } else {
+                    self.refresh(ns, pass, (&dir, fresh.name.as_bytes()), inode, &st, &info);
+                    pass.stale.push(Self::stale_name(fresh.dir, &fresh.name, Some(inode)));
+                }
+                return Ok(None);
+            }
+            let gone = Gone { inode, dir: fresh.dir, name: fresh.name.clone(), is_dir: info.kind.is_dir() };
+            self.remove_known(ns, pass, &gone, false);
+            if self.known_at(fresh.dir, &fresh.name)?.is_some() {
+                return Err(Errno::STALE);
+            }
+        }
+        if st.st_nlink > 1
+            && meta::file_type(&st) != FileType::Directory
+            && let Some(inode) = self.linked_inode(&st, pass.inline)
+        {
+            let file = meta::file_type(&st) == FileType::RegularFile;
+            let witness = if file { meta::unknown_bytes(&st) } else { meta::witness(&st) };
+            self.tell_one(ns, Change::Link { inode, parent: fresh.dir, name: fresh.name.clone(), witness })?;
+            pass.stale.push(Self::stale_name(fresh.dir, &fresh.name, None));
+            self.check_name(ns, pass, fresh.dir, &fresh.name, false);
+            return Ok(None);
+        }
+        Ok(Some(st))
+    }
+
+    /// The inode of a file that has other names.
+    fn linked_inode(&self, st: &Raw, search: bool) -> Option<InodeId> {
+        let port = self.port().ok()?;
+        let disk = meta::disk(st);
+        let fits = |inode: &InodeId| {
+            let info = port.look(|names| names.info(*inode));
+            info.is_some_and(|i| i.nlink > 0 && i.witness.disk == disk && meta::is_kind(st, &i.kind))
+        };
+        let remembered = self.linked.lock().unwrap_or_else(PoisonError::into_inner).get(&disk).copied();
+        if let Some(inode) = remembered.filter(fits) {
+            return Some(inode);
+        }
+        if !search {
+            return None;
+        }
+        // Somebody looked up a link that was made directly a moment ago. Rare enough to look through everything.
+        let mut dirs = vec![InodeId::ROOT];
+        while let Some(dir) = dirs.pop() {
+            let mut after: Option<Name> = None;
+            loop {
+                let page = port.look(|names| {
+                    let children = names.children(dir, after.as_ref(), 256);
+                    let hit = |c: &ice_core::tree::Child| {
+                        !c.dir && names.info(c.inode).is_some_and(|i| i.witness.disk == disk)
+                    };
+                    let found = children.iter().find(|c| hit(c)).map(|c| c.inode);
+                    (children, found)
+                });
+                if let Some(inode) = page.1.filter(fits) {
+                    return Some(inode);
+                }
+                dirs.extend(page.0.iter().filter(|c| c.dir).map(|c| c.inode));
+                match page.0.last() {
+                    Some(last) if page.0.len() == 256 => after = Some(last.name.clone()),
+                    _ => break,
+                }
+            }
+        }
+        None
+    }
+
+    fn create_all(&self, ns: &Ns<'_>, pass: &mut Pass, new: Vec<(Fresh, Raw)>) -> Result<()> {
+        let mut made = Vec::new();
+        let mut changes = Vec::new();
+        let mut first_names: HashSet<u64> = HashSet::new();
+        for (fresh, st) in new {
+            if st.st_nlink > 1 && meta::file_type(&st) != FileType::Directory && !first_names.insert(fresh.disk) {
+                // A second name of a file whose first is being told just now.
+                pass.fresh.push(fresh);
+                continue;
+            }
+            let dir = self.dir(fresh.dir)?;
+            let kind = match meta::kind(dir.as_fd(), fresh.name.as_bytes(), &st) {
+                Ok(kind) => kind,
+                Err(e) => {
+                    self.trouble("adopt", format!("backing: {} cannot be taken in: {e}", fresh.name));
+                    continue;
+                }
+            };
+            let bytes = kind == Kind::File && meta::size(&st) > 0;
+            changes.push(Change::Create {
+                parent: fresh.dir,
+                name: fresh.name.clone(),
+                kind,
+                attrs: meta::attrs(&st),
+                witness: if bytes { meta::unknown_bytes(&st) } else { meta::witness(&st) },
+            });
+            made.push((fresh, dir, st, bytes));
+        }
+        let results = self.tell(ns, changes)?;
+        for ((fresh, dir, st, bytes), result) in made.into_iter().zip(results) {
+            // One that was refused was left to a later look by `tell`.
+            let Ok(inode) = result.map_err(refused) else { continue };
+            pass.stale.push(Self::stale_name(fresh.dir, &fresh.name, None));
+            self.adopted(ns, pass, inode, (&dir, &fresh.name), &st, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The rest, once an object is known.
+    fn adopted(
+        &self,
+        ns: &Ns<'_>,
+        pass: &mut Pass,
+        inode: InodeId,
+        (dir, name): (&OwnedFd, &Name),
+        st: &Raw,
+        bytes: bool,
+    ) -> Result<()> {
+        self.remember_links(st, inode);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = Arc::new(rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())?);
+        self.tell_all_xattrs(ns, inode, &fd, st)?;
+        if meta::file_type(st) == FileType::Directory {
+            if let Some(watch) = &self.watch {
+                self.watch_dir(watch, inode, &fd);
+            }
+            self.dirs.keep(inode, fd);
+            pass.todo.push(inode);
+        } else if bytes {
+            let ino = self.opens.shown(inode, meta::disk(st));
+            let open = self.opens.suspect(ino, inode, meta::disk(st), Instant::now());
+            self.publish_soon(&open);
+        }
+        Ok(())
+    }
+
+    fn settle_gone(&self, ns: &Ns<'_>, pass: &mut Pass, gone: &Gone) {
+        // Once more, with the lock: it may have been settled otherwise meanwhile.
+        if self.known_at(gone.dir, &gone.name).ok().flatten() != Some(gone.inode) {
+            return;
+        }
+        let there = self.dir(gone.dir).and_then(|d| self.stat_at(&d, gone.name.as_bytes()));
+        match there {
+            Err(Errno::NOENT) => {}
+            _ => {
+                self.hints.later_name(gone.dir, gone.name.clone());
+                return;
+            }
+        }
+        let lost = self.below_is_suspect(gone);
+        self.remove_known(ns, pass, gone, lost);
+    }
+
+    /// After a machine crash: something at or below this entry may not have reached the disk.
+    fn below_is_suspect(&self, gone: &Gone) -> bool {
+        let suspects = self.suspects().clone();
+        if suspects.is_empty() {
+            return false;
+        }
+        let Ok(port) = self.port() else { return false };
+        let mut stack = vec![gone.inode];
+        while let Some(inode) = stack.pop() {
+            if suspects.contains(&inode) {
+                return true;
+            }
+            let mut after: Option<Name> = None;
+            loop {
+                let page = port.look(|names| names.children(inode, after.as_ref(), 256));
+                if page.iter().any(|c| suspects.contains(&c.inode)) {
+                    return true;
+                }
+                stack.extend(page.iter().filter(|c| c.dir).map(|c| c.inode));
+                match page.last() {
+                    Some(last) if page.len() == 256 => after = Some(last.name.clone()),
+                    _ => break,
+                }
+            }
+        }
+        false
+    }
+
+    /// Tells that an entry is gone with all that was below it, from the bottom up.
+    fn remove_known(&self, ns: &Ns<'_>, pass: &mut Pass, gone: &Gone, lost: bool) {
+        let Ok(port) = self.port() else { return };
+        let change = |parent: InodeId, name: &Name| {
+            if lost {
+                Change::Lost { parent, name: name.clone() }
+            } else {
+                Change::Remove { parent, name: name.clone() }
+            }
+        };
+        let mut stack = vec![(gone.inode, gone.dir, gone.name.clone())];
+        while let Some((inode, parent, name)) = stack.last().cloned() {
+            let children = if gone.is_dir { port.look(|names| names.children(inode, None, 64)) } else { Vec::new() };
+            let (changes, done): (Vec<Change>, bool) = match children.iter().find(|c| c.dir) {
+                Some(dir) if children.iter().all(|c| c.dir) => {
+                    stack.push((dir.inode, inode, dir.name.clone()));
+                    continue;
+                }
+                _ if children.is_empty() => (vec![change(parent, &name)], true),
+                _ => (children.iter().filter(|c| !c.dir).map(|c| change(inode, &c.name)).collect(), false),
+            };
+            match self.tell(ns, changes) {
+                Ok(results) if results.iter().all(std::result::Result::is_ok) => {}
+                // Left to a later look by `tell`.
+                _ => return,
+            }
+            for child in children.iter().filter(|c| !c.dir) {
+                pass.stale.push(Self::stale_name(inode, &child.name, Some(child.inode)));
+            }
+            if done {
+                if gone.is_dir {
+                    self.dirs.forget(inode);
+                }
+                pass.stale.push(Self::stale_name(parent, &name, Some(inode)));
+                stack.pop();
+            } else if lost
+                && port.look(|names| names.children(inode, None, 1)).first().map(|c| &c.name)
+                    == children.first().map(|c| &c.name)
+            {
+                // The core keeps lost entries in its tree: then there is no bottom to reach.
+                return;
+            }
+        }
+    }
+
+    /// The bytes of a file are not the recorded ones, and a machine crash explains that. What is there is kept aside.
+    pub(crate) fn tell_torn(&self, ns: &Ns<'_>, inode: InodeId, st: &Raw) -> Result<super::publish::Told> {
+        let place = self.place_of(inode)?;
+        if meta::size(st) > 0
+            && let Some(spot) = &place.spot
+        {
+            let (dir, name) = self.spot(spot)?;
+            let kept = format!("{:032x}-{}", inode.0, meta::disk(st));
+            match rustix::fs::linkat(&*dir, name.as_slice(), self.hidden.torn(), &*kept, AtFlags::empty()) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(e),
+            }
+            let path = format!("{}/torn/{kept}", super::HIDDEN_NAME);
+            let words = format!("after the crash of the machine {} differs from what was written; kept in {path}", {
+                String::from_utf8_lossy(&name).into_owned()
+            });
+            self.trouble(&format!("torn {kept}"), words);
+        }
+        let (_, now) = self.object_at(&place)?;
+        self.tell_one(ns, Change::Torn { inode, witness: meta::witness(&now) })?;
+        self.not_suspect(inode);
+        Ok(super::publish::Told::Yes)
+    }
+}

@@ -1,0 +1,154 @@
+//! Extended attributes. Those of the namespaces `user`, `trusted` and `security` are replicated; others are refused, so that
+//! nobody relies on what does not travel.
+
+use super::Shared;
+use super::meta;
+use super::resolve::refused;
+use crate::vfs::Result;
+use ice_core::event::Change;
+use ice_core::limits::{XATTR_VALUE_MAX_BYTES, XATTRS_PER_INODE_MAX_BYTES};
+use ice_core::op::Attr;
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// Longest name, as in Linux.
+const NAME_MAX_BYTES: usize = 255;
+
+impl Shared {
+    fn checked<'a>(&self, name: &'a OsStr) -> Result<&'a [u8]> {
+        let name = name.as_bytes();
+        if name.is_empty() || name.len() > NAME_MAX_BYTES {
+            return Err(Errno::RANGE);
+        }
+        if name.contains(&0) {
+            return Err(Errno::INVAL);
+        }
+        if meta::xattr_travels(name) { Ok(name) } else { Err(Errno::OPNOTSUPP) }
+    }
+
+    pub(crate) fn do_getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let name = self.checked(name)?;
+        let object = self.object(ino, None)?;
+        get(object.fd.as_fd(), name)
+    }
+
+    pub(crate) fn do_listxattr(&self, ino: u64) -> Result<Vec<u8>> {
+        let object = self.object(ino, None)?;
+        let mut out = Vec::new();
+        for name in list(object.fd.as_fd())? {
+            out.extend_from_slice(&name);
+            out.push(0);
+        }
+        Ok(out)
+    }
+
+    pub(crate) fn do_setxattr(&self, ino: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        let name = self.checked(name)?;
+        if value.len() > XATTR_VALUE_MAX_BYTES {
+            return Err(Errno::TOOBIG);
+        }
+        let flags = u32::try_from(flags).ok().and_then(XattrFlags::from_bits).ok_or(Errno::INVAL)?;
+        self.change_xattr(ino, name, Some(value), |path| rustix::fs::setxattr(path, name, value, flags))
+    }
+
+    pub(crate) fn do_removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
+        let name = self.checked(name)?;
+        self.change_xattr(ino, name, None, |path| rustix::fs::removexattr(path, name))
+    }
+
+    fn change_xattr(
+        &self,
+        ino: u64,
+        name: &[u8],
+        value: Option<&[u8]>,
+        change: impl FnOnce(&str) -> Result<()>,
+    ) -> Result<()> {
+        let ns = self.lock_ns();
+        let object = self.object(ino, None)?;
+        if let (Some(value), Some((inode, _))) = (value, &object.known) {
+            let others: usize = self.port()?.look(|names| {
+                let xattrs = names.xattrs(*inode);
+                xattrs.iter().filter(|(n, _)| **n != *name).map(|(n, v)| n.len() + v.len()).sum()
+            });
+            if others + name.len() + value.len() > XATTRS_PER_INODE_MAX_BYTES {
+                return Err(Errno::NOSPC);
+            }
+        }
+        change(&meta::fd_path(object.fd.as_fd()))?;
+        let Some((inode, _)) = object.known else { return Ok(()) };
+        let after = rustix::fs::fstat(&*object.fd)?;
+        let attr = Attr::Xattr { name: name.into(), value: value.map(|v| serde_bytes::ByteBuf::from(v.to_vec())) };
+        let witness = self.witness_after(&object, &after);
+        for result in self.tell(&ns, vec![Change::Attr { inode, attr, witness }])? {
+            result.map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// All replicated attributes of an object, by name.
+    pub(crate) fn read_xattrs(&self, fd: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for name in list(fd)? {
+            let value = match get(fd, &name) {
+                // Removed meanwhile, or not ours to read.
+                Err(Errno::NODATA | Errno::PERM | Errno::ACCESS) => continue,
+                value => value?,
+            };
+            bytes += name.len() + value.len();
+            if value.len() > XATTR_VALUE_MAX_BYTES || bytes > XATTRS_PER_INODE_MAX_BYTES {
+                let words = "a file in backing has more extended attributes than can be replicated";
+                self.trouble("xattr size", words.to_owned());
+                continue;
+            }
+            found.push((name, value));
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
+    let path = meta::fd_path(fd);
+    loop {
+        let size = rustix::fs::getxattr(&*path, name, &mut [0u8; 0][..])?;
+        let mut value = vec![0; size];
+        if size == 0 {
+            return Ok(value);
+        }
+        match rustix::fs::getxattr(&*path, name, &mut value[..]) {
+            // It grew in between.
+            Err(Errno::RANGE) => {}
+            n => {
+                value.truncate(n?);
+                return Ok(value);
+            }
+        }
+    }
+}
+
+fn list(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+    let path = meta::fd_path(fd);
+    let names = loop {
+        let size = match rustix::fs::listxattr(&*path, &mut [0u8; 0][..]) {
+            // This file system has none.
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            size => size?,
+        };
+        let mut names = vec![0u8; size];
+        if size == 0 {
+            break names;
+        }
+        match rustix::fs::listxattr(&*path, &mut names[..]) {
+            Err(Errno::RANGE) => {}
+            n => {
+                names.truncate(n?);
+                break names;
+            }
+        }
+    };
+    Ok(names.split(|b| *b == 0).filter(|n| meta::xattr_travels(n)).map(<[u8]>::to_vec).collect())
+}
