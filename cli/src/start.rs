@@ -17,12 +17,12 @@ use ice_host::transport::Transport;
 use ice_host::vfs::Vfs;
 use ice_host::volume::{Options as VolumeOptions, Volume};
 use ice_http::{
-    ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles, router,
+    ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles,
+    router,
 };
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
 
 /// Bytes of small content in flight or kept for members that lag.
 const POOL_BYTES: usize = 256 << 20;
@@ -50,7 +50,9 @@ pub fn start(config: &Config, _handle: Handle) -> Result<Box<dyn Running>> {
         RuntimeKind::Tokio => {
             start_on(config, ice_tokio::Tokio::new(RUNTIME_THREADS).context("cannot start the tokio runtime")?)
         }
-        RuntimeKind::Smol => start_on(config, ice_smol::Smol::new(RUNTIME_THREADS).context("cannot start the smol runtime")?),
+        RuntimeKind::Smol => {
+            start_on(config, ice_smol::Smol::new(RUNTIME_THREADS).context("cannot start the smol runtime")?)
+        }
     }
 }
 
@@ -90,7 +92,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         Some(files) => Some(TlsServer::from_files(&files.cert, &files.key).context("tls_cert, tls_key")?),
         None => None,
     };
-    let wants_tls = config.tls.is_some() || config.cacert.is_some() || config.join.iter().any(|u| u.starts_with("https:"));
+    let wants_tls =
+        config.tls.is_some() || config.cacert.is_some() || config.join.iter().any(|u| u.starts_with("https:"));
     let tls = if wants_tls { Some(TlsClient::from_file(config.cacert.as_deref()).context("cacert")?) } else { None };
     let lane = Arc::clone(&log);
     engine.slow_down_while(Box::new(move || lane.backlog().over));
@@ -154,7 +157,8 @@ fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {
     }
     let mut options = MountOptions::new(path);
     options.threads = config.fuse_threads;
-    let mount = Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
+    let mount =
+        Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
     tracing::info!("fuse mounted: mountpoint={} backing={}", path.display(), config.backing.display());
     Ok(Some(mount))
 }
@@ -213,4 +217,3 @@ impl<R: Runtime> Running for Node<R> {
         Ok(())
     }
 }
-

@@ -63,7 +63,8 @@ pub fn recover(config: &Config, payloads: &PayloadPool) -> Result<Found, Recover
         Ok(store) => store,
         Err(e) if e.is_damage() => {
             // The tree is rebuilt from what stands in `backing` and from the peers; the log's tail alone means nothing.
-            let aside = crate::store::set_aside(&path).map_err(|source| RecoverError::Log { path: path.clone(), source })?;
+            let aside =
+                crate::store::set_aside(&path).map_err(|source| RecoverError::Log { path: path.clone(), source })?;
             damage.push(format!("{e}; set aside as {}", aside.display()));
             disk.pages.clear();
             whole = false;
@@ -156,4 +157,3 @@ pub fn core_config(config: &Config, data: &DataDir, urls: Vec<String>) -> CoreCo
     c.dial_failures = config.keepalive_failures;
     c
 }
-
