@@ -7,7 +7,7 @@ use ice_core::rng::Seed;
 use ice_fuse::{Mount, MountOptions};
 use ice_host::config::{Config, RuntimeKind};
 use ice_host::engine::{Engine, Tape};
-use ice_host::identity::{DataDir, LastStop};
+use ice_host::identity::DataDir;
 use ice_host::log::{LogLane, Options as LogOptions};
 use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
 use ice_host::payload::PayloadPool;
@@ -64,14 +64,13 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     for words in &found.damage {
         tracing::error!("{words}");
     }
-    let new_replica = found.data.last_stop() == LastStop::First;
     let volume = Volume::open(VolumeOptions {
         ack: config.ack,
         close_ack: config.close_ack,
         ack_timeout: config.ack_timeout,
         suspects: found.suspects.iter().copied().collect(),
         rescan: config.scan_interval,
-        ..VolumeOptions::new(&config.backing, found.data.replica(), new_replica)
+        ..VolumeOptions::new(&config.backing, found.data.replica())
     })?;
     found.disk.staged = volume.staged().map_err(|e| anyhow!("the staging area cannot be read: {e:?}"))?;
 

@@ -42,12 +42,22 @@ pub struct Outcome {
 thread_local! {
     /// What to print when the core's assertion fails in a build that cannot catch it.
     static REPEAT: RefCell<String> = const { RefCell::new(String::new()) };
+    static RUNNING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Makes a failed assertion say how to repeat it. Call once.
+/// Makes a failed assertion say how to repeat it.
 pub fn catch_assertions() {
-    std::panic::set_hook(Box::new(|info| {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(set_hook);
+}
+
+fn set_hook() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !RUNNING.get() {
+            return usual(info);
+        }
         let text = info.to_string();
         PANIC.with_borrow_mut(|p| *p = text.clone());
         if cfg!(panic = "abort") {
@@ -65,7 +75,9 @@ pub fn run(plan: &Plan, options: Options, repeat: &str) -> Result<Outcome, Strin
     world.tapes = options.tapes;
     world.fingerprint = u64::from(options.fingerprint);
     world.story = options.story.then(String::new);
+    RUNNING.set(true);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run(&plan.lines)));
+    RUNNING.set(false);
     if ended.is_err() {
         let text = PANIC.with_borrow_mut(std::mem::take);
         world.fail("assertion", text);

@@ -1,5 +1,6 @@
 //! Settling what a scan found: moves first, then what is new, then what is gone.
 
+use super::hidden::{limbo_name, list};
 use super::meta::{self, Raw};
 use super::resolve::refused;
 use super::{Ns, Shared};
@@ -267,10 +268,13 @@ impl Shared {
                 return Ok(None);
             }
             let gone = Gone { inode, dir: fresh.dir, name: fresh.name.clone(), is_dir: info.kind.is_dir() };
-            self.remove_known(ns, pass, &gone, false);
+            self.remove_known(ns, pass, &gone);
             if self.known_at(fresh.dir, &fresh.name)?.is_some() {
                 return Err(Errno::STALE);
             }
+        }
+        if self.back_to_limbo(fresh)? {
+            return Ok(None);
         }
         if st.st_nlink > 1
             && meta::file_type(&st) != FileType::Directory
@@ -406,8 +410,17 @@ impl Shared {
                 return;
             }
         }
-        let lost = self.below_is_suspect(gone);
-        self.remove_known(ns, pass, gone, lost);
+        if self.back_from_limbo(gone) {
+            return;
+        }
+        if self.below_is_suspect(gone) {
+            let lost = Change::Lost { parent: gone.dir, name: gone.name.clone() };
+            if self.tell_one(ns, lost).is_ok() {
+                pass.stale.push(Self::stale_name(gone.dir, &gone.name, Some(gone.inode)));
+            }
+            return;
+        }
+        self.remove_known(ns, pass, gone);
     }
 
     /// After a machine crash: something at or below this entry may not have reached the disk.
@@ -439,47 +452,75 @@ impl Shared {
     }
 
     /// Tells that an entry is gone with all that was below it, from the bottom up.
-    fn remove_known(&self, ns: &Ns<'_>, pass: &mut Pass, gone: &Gone, lost: bool) {
+    fn remove_known(&self, ns: &Ns<'_>, pass: &mut Pass, gone: &Gone) {
         let Ok(port) = self.port() else { return };
-        let change = |parent: InodeId, name: &Name| {
-            if lost {
-                Change::Lost { parent, name: name.clone() }
-            } else {
-                Change::Remove { parent, name: name.clone() }
-            }
-        };
         let mut stack = vec![(gone.inode, gone.dir, gone.name.clone())];
         while let Some((inode, parent, name)) = stack.last().cloned() {
             let children = if gone.is_dir { port.look(|names| names.children(inode, None, 64)) } else { Vec::new() };
-            let (changes, done): (Vec<Change>, bool) = match children.iter().find(|c| c.dir) {
-                Some(dir) if children.iter().all(|c| c.dir) => {
-                    stack.push((dir.inode, inode, dir.name.clone()));
-                    continue;
-                }
-                _ if children.is_empty() => (vec![change(parent, &name)], true),
-                _ => (children.iter().filter(|c| !c.dir).map(|c| change(inode, &c.name)).collect(), false),
-            };
+            let (dirs, files): (Vec<_>, Vec<_>) = children.into_iter().partition(|c| c.dir);
+            if files.is_empty()
+                && let Some(dir) = dirs.into_iter().next()
+            {
+                stack.push((dir.inode, inode, dir.name));
+                continue;
+            }
+            let empty = files.is_empty();
+            let mut removed: Vec<_> = files.into_iter().map(|c| (inode, c.name, c.inode)).collect();
+            if empty {
+                removed.push((parent, name, inode));
+                stack.pop();
+            }
+            let changes =
+                removed.iter().map(|(dir, name, _)| Change::Remove { parent: *dir, name: name.clone() }).collect();
             match self.tell(ns, changes) {
                 Ok(results) if results.iter().all(std::result::Result::is_ok) => {}
                 // Left to a later look by `tell`.
                 _ => return,
             }
-            for child in children.iter().filter(|c| !c.dir) {
-                pass.stale.push(Self::stale_name(inode, &child.name, Some(child.inode)));
+            if empty && gone.is_dir {
+                self.dirs.forget(inode);
             }
-            if done {
-                if gone.is_dir {
-                    self.dirs.forget(inode);
-                }
-                pass.stale.push(Self::stale_name(parent, &name, Some(inode)));
-                stack.pop();
-            } else if lost
-                && port.look(|names| names.children(inode, None, 1)).first().map(|c| &c.name)
-                    == children.first().map(|c| &c.name)
+            pass.stale.extend(removed.iter().map(|(dir, name, child)| Self::stale_name(*dir, name, Some(*child))));
+        }
+    }
+
+    /// A crash can come between a move into limbo (or out of it) and its record. `true`: what seems to be missing was found
+    /// in limbo and put back to where the tree believes it; the core then sets it aside once more.
+    fn back_from_limbo(&self, gone: &Gone) -> bool {
+        let Ok(port) = self.port() else { return false };
+        let (disk, known) = port.look(|names| {
+            let disk = names.info(gone.inode).map_or(0, |i| i.witness.disk);
+            (disk, names.limbo().into_iter().map(|(e, _)| limbo_name(e).into_bytes()).collect::<HashSet<_>>())
+        });
+        let Ok(aside) = list(self.hidden.limbo()) else { return false };
+        for name in aside.into_iter().filter(|n| disk != 0 && !known.contains(n)) {
+            let Ok(st) = rustix::fs::statat(self.hidden.limbo(), name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            if meta::disk(&st) == disk
+                && let Ok(dir) = self.dir(gone.dir)
             {
-                // The core keeps lost entries in its tree: then there is no bottom to reach.
-                return;
+                let to = (dir.as_fd(), gone.name.as_bytes());
+                return super::apply::rename_new((self.hidden.limbo(), &name), to).is_ok();
             }
+        }
+        false
+    }
+
+    /// The other way round: a new object is one that the tree believes in limbo, where it is not. `true`: put back there.
+    fn back_to_limbo(&self, fresh: &Fresh) -> Result<bool> {
+        let aside = self.port()?.look(|names| {
+            let limbo = names.limbo();
+            limbo.into_iter().find(|(_, i)| names.info(*i).is_some_and(|i| i.witness.disk == fresh.disk))
+        });
+        let Some((entry, _)) = aside else { return Ok(false) };
+        let (dir, name) = (self.dir(fresh.dir)?, limbo_name(entry));
+        let from = (dir.as_fd(), fresh.name.as_bytes());
+        match super::apply::rename_new(from, (self.hidden.limbo(), name.as_bytes())) {
+            Ok(()) => Ok(true),
+            // A further name of a file that is in limbo as well.
+            Err(Errno::EXIST) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Its name in the root of `backing`.
 pub const HIDDEN_NAME: &str = ".icecluster";
 const MARKER: &str = "replica";
-const MARKER_NEW: &str = "replica.new";
 const MARKER_BYTES_MAX: u64 = 256;
 
 /// Why a directory cannot serve as `backing`.
@@ -27,10 +26,9 @@ pub enum OpenError {
         /// The answer.
         errno: Errno,
     },
-    /// The marker is missing though this replica has used the directory before: probably something is not mounted.
+    /// The marker is missing: probably something is not mounted.
     #[error(
-        "backing does not carry the marker {HIDDEN_NAME}/{MARKER} of replica {replica:x}: is the right file system \
-         mounted there? To start over with what is there, remove the node's data directory"
+        "backing does not carry the marker {HIDDEN_NAME}/{MARKER} of replica {replica:x}: is the right file system mounted?"
     )]
     NoMarker {
         /// Who looked.
@@ -61,28 +59,18 @@ pub(crate) struct Hidden {
 }
 
 impl Hidden {
-    /// Makes it if it is not there, and checks the marker. `fresh`: this replica starts its life, so the directory becomes
-    /// its own whoever used it before.
-    pub(crate) fn open(root: BorrowedFd<'_>, replica: ReplicaId, fresh: bool) -> Result<Hidden, OpenError> {
-        let exists = match rustix::fs::statat(root, HIDDEN_NAME, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => true,
-            Err(Errno::NOENT) => false,
-            Err(e) => return Err(os("looking for the working directory in backing")(e)),
+    /// Checks the marker, which [`crate::identity::DataDir::claim_backing`] has set, and makes what is missing.
+    pub(crate) fn open(root: BorrowedFd<'_>, replica: ReplicaId) -> Result<Hidden, OpenError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let top = match rustix::fs::openat(root, HIDDEN_NAME, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Err(OpenError::NoMarker { replica: replica.0 }),
+            top => top.map_err(os("opening the working directory in backing"))?,
         };
-        if !exists && !fresh {
-            return Err(OpenError::NoMarker { replica: replica.0 });
-        }
-        let top = ensure(root, HIDDEN_NAME)?;
-        let marker = format!("{:x}\n", replica.0);
-        let found = read_marker(top.as_fd())?;
-        if found.as_deref() != Some(marker.as_str()) {
-            if !fresh {
-                return Err(match found {
-                    None => OpenError::NoMarker { replica: replica.0 },
-                    Some(found) => OpenError::Foreign { found: found.trim_end().to_owned(), replica: replica.0 },
-                });
-            }
-            write_marker(top.as_fd(), &marker)?;
+        let marker = format!("{:016x}", replica.0);
+        match read_marker(top.as_fd())? {
+            Some(found) if found == marker => {}
+            Some(found) => return Err(OpenError::Foreign { found, replica: replica.0 }),
+            None => return Err(OpenError::NoMarker { replica: replica.0 }),
         }
         let (tmp, limbo) = (ensure(top.as_fd(), "tmp")?, ensure(top.as_fd(), "limbo")?);
         let torn = ensure(top.as_fd(), "torn")?;
@@ -206,54 +194,40 @@ fn read_marker(top: BorrowedFd<'_>) -> Result<Option<String>, OpenError> {
     };
     let mut text = Vec::new();
     std::fs::File::from(fd).take(MARKER_BYTES_MAX).read_to_end(&mut text).map_err(|e| os(what)(meta::errno(&e)))?;
-    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
-}
-
-fn write_marker(top: BorrowedFd<'_>, text: &str) -> Result<(), OpenError> {
-    let write = || -> Result<(), Errno> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(top, MARKER_NEW, flags, Mode::RUSR | Mode::WUSR)?;
-        let mut rest = text.as_bytes();
-        while !rest.is_empty() {
-            rest = &rest[rustix::io::write(&fd, rest)?..];
-        }
-        rustix::fs::fsync(&fd)?;
-        rustix::fs::renameat(top, MARKER_NEW, top, MARKER)?;
-        rustix::fs::fsync(top)
-    };
-    write().map_err(os("writing the marker in backing"))
+    Ok(Some(String::from_utf8_lossy(&text).trim().to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn root(dir: &tempfile::TempDir) -> OwnedFd {
+    fn root(dir: &tempfile::TempDir, replica: u64) -> OwnedFd {
+        let work = dir.path().join(HIDDEN_NAME);
+        std::fs::create_dir_all(&work).unwrap();
+        std::fs::write(work.join(MARKER), format!("{replica:016x}\n")).unwrap();
         rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap()
     }
 
     #[test]
     fn the_marker_ties_a_directory_to_one_replica() {
         let dir = tempfile::tempdir().unwrap();
-        let root = root(&dir);
-        let no_marker = Hidden::open(root.as_fd(), ReplicaId(1), false);
-        assert!(matches!(no_marker.err(), Some(OpenError::NoMarker { .. })));
-        let hidden = Hidden::open(root.as_fd(), ReplicaId(1), true).unwrap();
+        let root = root(&dir, 1);
+        let hidden = Hidden::open(root.as_fd(), ReplicaId(1)).unwrap();
         assert!(hidden.stands(root.as_fd()));
-        Hidden::open(root.as_fd(), ReplicaId(1), false).unwrap();
-        let foreign = Hidden::open(root.as_fd(), ReplicaId(2), false);
-        assert!(matches!(foreign.err(), Some(OpenError::Foreign { .. })));
-        Hidden::open(root.as_fd(), ReplicaId(2), true).unwrap();
-        assert!(!hidden.stands(root.as_fd()), "taken over by a new replica");
+        assert!(matches!(Hidden::open(root.as_fd(), ReplicaId(2)).err(), Some(OpenError::Foreign { .. })));
+        std::fs::remove_file(dir.path().join(HIDDEN_NAME).join(MARKER)).unwrap();
+        assert!(!hidden.stands(root.as_fd()));
+        assert!(matches!(Hidden::open(root.as_fd(), ReplicaId(1)).err(), Some(OpenError::NoMarker { .. })));
         std::fs::remove_dir_all(dir.path().join(HIDDEN_NAME)).unwrap();
         assert!(!hidden.stands(root.as_fd()));
+        assert!(matches!(Hidden::open(root.as_fd(), ReplicaId(1)).err(), Some(OpenError::NoMarker { .. })));
     }
 
     #[test]
     fn leftovers_go_and_staged_content_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let root = root(&dir);
-        Hidden::open(root.as_fd(), ReplicaId(1), true).unwrap();
+        let root = root(&dir, 1);
+        Hidden::open(root.as_fd(), ReplicaId(1)).unwrap();
         let tmp = dir.path().join(HIDDEN_NAME).join("tmp");
         let version = Stamp { time: Hlc(5), replica: ReplicaId(6) };
         let whole = staged_name(true, InodeId(9), version);
@@ -263,7 +237,7 @@ mod tests {
         std::fs::write(tmp.join("n-0"), "half").unwrap();
         std::fs::create_dir_all(tmp.join("n-1/deep")).unwrap();
         std::fs::write(tmp.join("s-zz"), "not ours").unwrap();
-        Hidden::open(root.as_fd(), ReplicaId(1), false).unwrap();
+        Hidden::open(root.as_fd(), ReplicaId(1)).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(&tmp).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, [part.as_str(), whole.as_str()]);

@@ -48,7 +48,6 @@ mod xattrs;
 pub use hidden::{HIDDEN_NAME, OpenError};
 pub use outside::Outside;
 pub use port::{Names, Port};
-pub use staging::Arriving;
 
 use crate::volume::dirs::Dirs;
 use crate::volume::hidden::Hidden;
@@ -62,7 +61,7 @@ use crate::volume::watch::Watch;
 use ice_core::action::Io;
 use ice_core::event::Ack;
 use ice_core::ids::{InodeId, ReplicaId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -81,11 +80,9 @@ const TROUBLES_MAX: usize = 100;
 pub struct Options {
     /// The directory. It must exist.
     pub backing: PathBuf,
-    /// Whose it is.
+    /// Whose it is: its marker must stand there (see [`crate::identity::DataDir::claim_backing`]), so that a file system that
+    /// is not mounted is never taken for a deletion of everything.
     pub replica: ReplicaId,
-    /// This replica starts its life: the directory is adopted with all that is in it. Otherwise it must carry the marker
-    /// of this replica, so that a file system that is not mounted is never taken for a deletion of everything.
-    pub new_replica: bool,
     /// What `fsync` waits for.
     pub ack: Ack,
     /// What `close` waits for. [`Ack::Local`]: nothing.
@@ -94,7 +91,7 @@ pub struct Options {
     pub ack_timeout: Duration,
     /// After a machine crash: inodes named in the part of the log whose effects may not have reached the disk. If they are
     /// missing or different there, that is told as `Change::Lost` and `Change::Torn`, not as somebody's edit.
-    pub suspects: HashSet<InodeId>,
+    pub suspects: BTreeSet<InodeId>,
     /// Watch `backing` for direct edits. Without it only scans find them.
     pub watch: bool,
     /// Between two scans of everything; `None`: only at the start and on demand.
@@ -103,15 +100,14 @@ pub struct Options {
 
 impl Options {
     /// The product's defaults.
-    pub fn new(backing: impl Into<PathBuf>, replica: ReplicaId, new_replica: bool) -> Options {
+    pub fn new(backing: impl Into<PathBuf>, replica: ReplicaId) -> Options {
         Options {
             backing: backing.into(),
             replica,
-            new_replica,
             ack: Ack::Auto,
             close_ack: Ack::Local,
             ack_timeout: Duration::from_secs(10),
-            suspects: HashSet::new(),
+            suspects: BTreeSet::new(),
             watch: true,
             rescan: None,
         }
@@ -163,7 +159,7 @@ pub(crate) struct Shared {
     unsettled: Unsettled,
     /// Files with several names, by their number in `backing`.
     linked: Mutex<HashMap<u64, InodeId>>,
-    suspects: Mutex<HashSet<InodeId>>,
+    suspects: Mutex<BTreeSet<InodeId>>,
     troubles: Mutex<BTreeMap<String, String>>,
     stopping: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -180,7 +176,7 @@ impl Volume {
         let backing = options.backing.display().to_string();
         let dirs = Dirs::open(&options.backing)
             .map_err(|errno| OpenError::Os { what: format!("opening backing {backing}"), errno })?;
-        let hidden = Hidden::open(dirs.root(), options.replica, options.new_replica)?;
+        let hidden = Hidden::open(dirs.root(), options.replica)?;
         let mut troubles = BTreeMap::new();
         let watch = match options.watch.then(Watch::new).transpose() {
             Ok(watch) => watch,
@@ -218,6 +214,7 @@ impl Volume {
         if self.s.port.set(port).is_err() {
             return Err(std::io::Error::other("the volume was started twice"));
         }
+        self.s.keep_wanted();
         self.s.hints.all();
         let mut threads = self.s.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let mut spawn = |name: &str, work: fn(&Shared)| -> std::io::Result<()> {

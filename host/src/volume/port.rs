@@ -5,6 +5,7 @@ use crate::payload::PayloadPool;
 use ice_core::action::{Refused, Spot};
 use ice_core::event::{Ack, Change, IoResult};
 use ice_core::ids::{EntryId, InodeId, IoToken, Name};
+use ice_core::time::Stamp;
 use ice_core::tree::{Child, InodeInfo, Tree};
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ pub trait Names {
     fn children(&self, dir: InodeId, after: Option<&Name>, max: usize) -> Vec<Child>;
     /// The inode whose id begins with these 64 bits.
     fn by_prefix(&self, prefix: u64) -> Option<InodeId>;
+    /// What is set aside: entries and what they name.
+    fn limbo(&self) -> Vec<(EntryId, InodeId)>;
+    /// Staged bytes of this version may still be asked for.
+    fn wants(&self, inode: InodeId, version: Stamp) -> bool;
     /// The extended attributes of an inode.
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)>;
 }
@@ -78,6 +83,12 @@ impl Names for Tree {
     }
     fn by_prefix(&self, prefix: u64) -> Option<InodeId> {
         Tree::by_prefix(self, prefix)
+    }
+    fn limbo(&self) -> Vec<(EntryId, InodeId)> {
+        Tree::limbo(self)
+    }
+    fn wants(&self, inode: InodeId, version: Stamp) -> bool {
+        Tree::wants(self, inode, version)
     }
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)> {
         Tree::xattrs(self, inode)

@@ -18,7 +18,7 @@ use ice_core::op::{Attr, Kind};
 use ice_core::tree::InodeInfo;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -411,7 +411,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn suspects(&self) -> std::sync::MutexGuard<'_, HashSet<InodeId>> {
+    pub(crate) fn suspects(&self) -> std::sync::MutexGuard<'_, BTreeSet<InodeId>> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
     pub(crate) fn is_suspect(&self, inode: InodeId) -> bool {

@@ -4,8 +4,9 @@ use super::data::reopen;
 use super::hidden::{list, parse_staged, staged_name};
 use super::meta;
 use super::{Shared, Volume};
-use crate::digest;
-use ice_core::event::IoError;
+use crate::digest::{self, Blocks};
+use crate::transport::{ContentStore, Fetch, Staged, VersionReader, differing};
+use ice_core::event::{IoError, Witness};
 use ice_core::ids::InodeId;
 use ice_core::op::{ContentDigest, Payload};
 use ice_core::time::Stamp;
@@ -13,183 +14,231 @@ use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// Partial content is resumed from a multiple of this.
 const RESUME_BYTES: u64 = digest::BLOCK_BYTES;
 
-/// A version that arrives. Dropped unfinished, it can be resumed by the next [`Volume::begin_staging`] of that version.
-pub struct Arriving {
+/// A version that arrives. Dropped unfinished, it can be resumed.
+struct Arriving {
     s: Arc<Shared>,
-    inode: InodeId,
-    version: Stamp,
-    size: u64,
-    digest: ContentDigest,
-    file: File,
+    fetch: Fetch,
+    /// `None`: it is staged already.
+    file: Option<File>,
+    /// Whatever version of the file stands in `backing`.
+    base: Option<File>,
     have: u64,
 }
 
-impl std::fmt::Debug for Arriving {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Arriving { inode, version, size, have, .. } = self;
-        f.debug_struct("Arriving")
-            .field("inode", inode)
-            .field("version", version)
-            .field("size", size)
-            .field("have", have)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Arriving {
-    /// Bytes that are there already, from the start: go on from here. They are verified with the rest.
-    pub fn offset(&self) -> u64 {
+impl Staged for Arriving {
+    fn have(&self) -> u64 {
         self.have
     }
 
-    /// Writes bytes anywhere within the announced length. Only what follows [`Arriving::offset`] without a gap counts for
-    /// resuming. `InvalidInput` beyond the length.
-    pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let end = offset.checked_add(bytes.len() as u64).filter(|e| *e <= self.size);
-        let Some(end) = end else {
+    fn has_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>> {
+        let everything: Vec<_> = std::iter::once(0..self.fetch.size).collect();
+        let (Some(base), Some(file)) = (self.base.take(), &self.file) else { return Ok(everything) };
+        let here = match Blocks::of_file(&base, base.metadata()?.len()) {
+            // It is being cut.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(everything),
+            here => here?,
+        };
+        let missing = differing(blocks, &here);
+        let (mut at, end) = (0, self.fetch.size);
+        for range in missing.iter().cloned().chain(std::iter::once(end..end)) {
+            if copy_range(&base, file, at..range.start)? < range.start - at {
+                return Ok(everything);
+            }
+            at = range.end;
+        }
+        Ok(missing)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = offset.checked_add(bytes.len() as u64).filter(|e| *e <= self.fetch.size);
+        let (Some(file), Some(end)) = (&self.file, end) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "more bytes than were announced"));
         };
-        self.file.write_all_at(bytes, offset)?;
+        file.write_all_at(bytes, offset)?;
         if offset <= self.have {
             self.have = self.have.max(end);
         }
         Ok(())
     }
 
-    /// Takes a range from a file that is here already, without the way through the network. Short at that file's end.
-    pub fn copy_from(&mut self, from: &File, from_offset: u64, offset: u64, len: u64) -> io::Result<u64> {
-        let mut done = 0;
-        let mut buf = Vec::new();
-        while done < len {
-            let (mut a, mut b) = (from_offset + done, offset + done);
-            let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(1 << 30);
-            if b.saturating_add(want as u64) > self.size {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "more bytes than were announced"));
-            }
-            let n = match rustix::fs::copy_file_range(from, Some(&mut a), &self.file, Some(&mut b), want) {
-                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    buf.resize(want.min(1 << 20), 0);
-                    let n = from.read_at(&mut buf, from_offset + done)?;
-                    self.file.write_all_at(&buf[..n], offset + done)?;
-                    n
-                }
-                n => n?,
-            };
-            if n == 0 {
-                break;
-            }
-            done += n as u64;
+    fn finish(self: Box<Self>) -> io::Result<bool> {
+        let Fetch { inode, version, size, digest, .. } = self.fetch;
+        let Some(file) = &self.file else { return Ok(true) };
+        let right = match digest::of_file(file, size) {
+            Ok(d) => d == digest,
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
+            Err(e) => return Err(e),
+        };
+        let (tmp, part) = (self.s.hidden.tmp(), staged_name(false, inode, version));
+        if !right {
+            rustix::fs::unlinkat(tmp, &*part, AtFlags::empty())?;
+            return Ok(false);
         }
-        if offset <= self.have {
-            self.have = self.have.max(offset + done);
+        rustix::fs::fdatasync(file)?;
+        rustix::fs::renameat(tmp, &*part, tmp, &*staged_name(true, inode, version))?;
+        rustix::fs::fsync(tmp)?;
+        Ok(true)
+    }
+}
+
+/// Copies the same range from one file to another, sharing blocks where the file system can. Short at the end of `from`.
+fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<u64> {
+    let mut at = range.start;
+    while at < range.end {
+        let (mut a, mut b) = (at, at);
+        let want = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(1 << 30);
+        let n = match rustix::fs::copy_file_range(from, Some(&mut a), to, Some(&mut b), want) {
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                let mut buf = vec![0; want.min(1 << 20)];
+                let n = from.read_at(&mut buf, at)?;
+                to.write_all_at(&buf[..n], at)?;
+                n
+            }
+            n => n?,
+        };
+        if n == 0 {
+            break;
+        }
+        at += n as u64;
+    }
+    Ok(at - range.start)
+}
+
+/// A version that is served.
+struct Served {
+    s: Arc<Shared>,
+    inode: InodeId,
+    version: Stamp,
+    file: File,
+    size: u64,
+    /// How the file looked when it was opened; `None` for staged content, which never changes.
+    seen: Option<Witness>,
+}
+
+impl VersionReader for Served {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
         Ok(done)
     }
 
-    /// Verifies the bytes, makes them durable and stages them. After `Mismatch` nothing of them is left.
-    pub fn finish(self) -> Result<(), IoError> {
-        let arrived = match digest::of_file(&self.file, self.size) {
-            Ok(d) => d,
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(IoError::Mismatch),
-            Err(e) => return Err(meta::io_error(meta::errno(&e))),
+    fn blocks(&self) -> io::Result<Blocks> {
+        Blocks::of_file(&self.file, self.size)
+    }
+
+    fn still_valid(&self) -> bool {
+        let Some(seen) = self.seen else { return true };
+        let now = rustix::fs::fstat(&self.file).map(|st| meta::witness(&st));
+        // A change of attributes alone moves the witness; the core's word then counts.
+        now.is_ok_and(|w| w == seen) || self.s.holds(self.inode, self.version)
+    }
+}
+
+impl ContentStore for Volume {
+    fn stage(&self, fetch: &Fetch) -> io::Result<Box<dyn Staged>> {
+        let (file, have) = match self.s.begin_staging(fetch.inode, fetch.version, fetch.size)? {
+            Some((file, have)) => (Some(file), have),
+            None => (None, fetch.size),
         };
-        let part = staged_name(false, self.inode, self.version);
-        let tmp = self.s.hidden.tmp();
-        if arrived != self.digest {
-            rustix::fs::unlinkat(tmp, &*part, AtFlags::empty()).map_err(meta::io_error)?;
-            return Err(IoError::Mismatch);
-        }
-        let whole = staged_name(true, self.inode, self.version);
-        let done = || -> Result<(), Errno> {
-            rustix::fs::fdatasync(&self.file)?;
-            rustix::fs::renameat(tmp, &*part, tmp, &*whole)?;
-            rustix::fs::fsync(tmp)
-        };
-        done().map_err(meta::io_error)
+        let base = if file.is_some() { self.s.open_base(fetch.inode) } else { None };
+        Ok(Box::new(Arriving { s: Arc::clone(&self.s), fetch: *fetch, file, base, have }))
+    }
+
+    fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>> {
+        let Some((file, live)) = self.s.open_version(inode, version)? else { return Ok(None) };
+        let st = rustix::fs::fstat(&file)?;
+        let seen = live.then(|| meta::witness(&st));
+        let size = meta::size(&st);
+        Ok(Some(Box::new(Served { s: Arc::clone(&self.s), inode, version, file, size, seen })))
     }
 }
 
 impl Volume {
-    /// Prepares the reception of a version. `None`: it is staged already. `Busy`: somebody else receives it.
-    pub fn begin_staging(
-        &self,
-        inode: InodeId,
-        version: Stamp,
-        size: u64,
-        digest: ContentDigest,
-    ) -> Result<Option<Arriving>, IoError> {
-        self.s.begin_staging(inode, version, size).map(|begun| {
-            begun.map(|(file, have)| Arriving { s: Arc::clone(&self.s), inode, version, size, digest, file, have })
-        })
+    /// The volume as peers' transfers see it.
+    pub fn content_store(&self) -> Arc<dyn ContentStore> {
+        Arc::new(self.clone())
+    }
+
+    /// A descriptor of `backing`, for `syncfs`.
+    pub fn backing_fd(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(self.s.dirs.root(), c".", flags, Mode::empty())?)
     }
 
     /// The versions that are staged, whole. For the core's start.
-    pub fn staged(&self) -> Result<Vec<(InodeId, Stamp)>, IoError> {
-        let names = list(self.s.hidden.tmp()).map_err(meta::io_error)?;
+    pub fn staged(&self) -> Vec<(InodeId, Stamp)> {
+        let names = match list(self.s.hidden.tmp()) {
+            Ok(names) => names,
+            Err(e) => {
+                // What is not named is fetched again.
+                self.s.trouble("staging", format!("the staging area cannot be read: {e}"));
+                Vec::new()
+            }
+        };
         let mut staged: Vec<_> = names
             .iter()
             .filter_map(|n| parse_staged(n))
             .filter_map(|(whole, inode, version)| whole.then_some((inode, version)))
             .collect();
         staged.sort();
-        Ok(staged)
-    }
-
-    /// Removes staged content, whole or partial, that is not `wanted`. To be called once after the core has recovered.
-    pub fn keep_staged(&self, wanted: impl Fn(InodeId, Stamp) -> bool) -> Result<(), IoError> {
-        let tmp = self.s.hidden.tmp();
-        for name in list(tmp).map_err(meta::io_error)? {
-            if let Some((_, inode, version)) = parse_staged(&name)
-                && !wanted(inode, version)
-            {
-                rustix::fs::unlinkat(tmp, name.as_slice(), AtFlags::empty()).map_err(meta::io_error)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Opens the bytes of a version, for a peer: the file itself if it holds that version, else the staged copy. `Gone` if
-    /// there is neither, or if the file was written since. A file may still change while it is read: the receiver
-    /// verifies the digest.
-    pub fn open_version(&self, inode: InodeId, version: Stamp) -> Result<File, IoError> {
-        self.s.open_version(inode, version)
+        staged
     }
 }
 
 impl Shared {
-    fn begin_staging(&self, inode: InodeId, version: Stamp, size: u64) -> Result<Option<(File, u64)>, IoError> {
+    /// Prepares the reception of a version: a file and how much of it is there. `None`: it is staged already. `EAGAIN`:
+    /// somebody else receives it.
+    fn begin_staging(&self, inode: InodeId, version: Stamp, size: u64) -> Result<Option<(File, u64)>, Errno> {
         let tmp = self.hidden.tmp();
-        let whole = staged_name(true, inode, version);
-        if rustix::fs::statat(tmp, &*whole, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        if rustix::fs::statat(tmp, &*staged_name(true, inode, version), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             return Ok(None);
         }
         let part = staged_name(false, inode, version);
-        let begin = || -> Result<(File, u64), Errno> {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(tmp, &*part, flags, Mode::RUSR | Mode::WUSR)?;
-            rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
-            let have = meta::size(&rustix::fs::fstat(&fd)?);
-            // A crash may have torn the end.
-            let have = if have > size { 0 } else { have / RESUME_BYTES * RESUME_BYTES };
-            rustix::fs::ftruncate(&fd, have)?;
-            // A full disk is better met now than in the middle.
-            match rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, 0, size.max(1)) {
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-                Err(e) => return Err(e),
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(tmp, &*part, flags, Mode::RUSR | Mode::WUSR)?;
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+        let have = meta::size(&rustix::fs::fstat(&fd)?);
+        // A crash may have torn the end; the rest is verified with the whole.
+        let have = if have > size { 0 } else { have / RESUME_BYTES * RESUME_BYTES };
+        rustix::fs::ftruncate(&fd, have)?;
+        // A full disk is better met now than in the middle.
+        match rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, 0, size.max(1)) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(Some((File::from(fd), have)))
+    }
+
+    /// Removes staged content, whole or partial, that the core does not want any more.
+    pub(crate) fn keep_wanted(&self) {
+        let (Ok(port), Ok(names)) = (self.port(), list(self.hidden.tmp())) else { return };
+        for (_, inode, version) in names.iter().filter_map(|n| parse_staged(n)) {
+            if !port.look(|names| names.wants(inode, version)) {
+                self.unstage(inode, version);
             }
-            Ok((File::from(fd), have))
-        };
-        match begin() {
-            Ok(begun) => Ok(Some(begun)),
-            Err(Errno::AGAIN) => Err(IoError::Busy),
-            Err(e) => Err(meta::io_error(e)),
         }
     }
 
@@ -227,23 +276,48 @@ impl Shared {
         }
     }
 
-    fn open_version(&self, inode: InodeId, version: Stamp) -> Result<File, IoError> {
-        let port = self.port().map_err(meta::io_error)?;
-        let holds = port.look(|names| names.info(inode)).is_some_and(|i| i.held == version && i.nlink > 0);
-        let written = self.opens.of(inode).is_some_and(|o| o.state().dirty.is_some());
-        if holds
-            && !written
+    /// Whatever version of a file stands in `backing`.
+    fn open_base(&self, inode: InodeId) -> Option<File> {
+        let place = self.place_of(inode).ok().filter(|place| place.info.kind.is_file())?;
+        let (fd, _) = self.object_at(&place).ok()?;
+        let file = File::from(reopen(fd.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK).ok()?);
+        file.metadata().is_ok_and(|m| m.len() > 0).then_some(file)
+    }
+
+    /// The digest of the bytes that stand in `backing`, if the core knows them and nobody changed them since.
+    pub(crate) fn known_digest(&self, ino: u64) -> Option<ContentDigest> {
+        let place = self.place(ino).ok().filter(|place| place.info.kind.is_file())?;
+        let (_, digest) = place.info.held_content?;
+        let written = self.opens.of(place.inode).is_some_and(|open| open.state().dirty.is_some());
+        let (_, st) = self.object_at(&place).ok()?;
+        (!written && meta::witness(&st) == place.info.witness).then_some(digest)
+    }
+
+    /// This version stands in `backing`, and nothing was written since.
+    fn holds(&self, inode: InodeId, version: Stamp) -> bool {
+        let held = self
+            .port()
+            .is_ok_and(|port| port.look(|names| names.info(inode)).is_some_and(|i| i.held == version && i.nlink > 0));
+        held && self.opens.of(inode).is_none_or(|o| o.state().dirty.is_none())
+    }
+
+    /// The bytes of a version: those of the file itself (`true`) if it holds that version, else the staged copy.
+    fn open_version(&self, inode: InodeId, version: Stamp) -> Result<Option<(File, bool)>, Errno> {
+        if self.holds(inode, version)
             && let Ok(place) = self.place_of(inode)
             && let Ok((fd, _)) = self.object_at(&place)
         {
-            return reopen(fd.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK).map(File::from).map_err(meta::io_error);
+            let file = reopen(fd.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK)?;
+            // Still, now that it is open: so this is the file.
+            if self.holds(inode, version) {
+                return Ok(Some((File::from(file), true)));
+            }
         }
-        let whole = staged_name(true, inode, version);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(self.hidden.tmp(), &*whole, flags, Mode::empty()) {
-            Ok(fd) => Ok(File::from(fd)),
-            Err(Errno::NOENT) => Err(IoError::Gone),
-            Err(e) => Err(meta::io_error(e)),
+        match rustix::fs::openat(self.hidden.tmp(), &*staged_name(true, inode, version), flags, Mode::empty()) {
+            Ok(fd) => Ok(Some((File::from(fd), false))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e),
         }
     }
 }
