@@ -1,7 +1,7 @@
 //! Wires a node: disk, state machine, network, HTTP and mount. The only place that picks a runtime.
 
 use crate::daemon::{Handle, Running};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ice_core::event::Admin;
 use ice_core::rng::Seed;
 use ice_fuse::{Mount, MountOptions};
@@ -72,7 +72,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         rescan: config.scan_interval,
         ..VolumeOptions::new(&config.backing, found.data.replica())
     })?;
-    found.disk.staged = volume.staged().map_err(|e| anyhow!("the staging area cannot be read: {e:?}"))?;
+    found.disk.staged = volume.staged();
 
     let bound = runtime.block_on(Bound::new(runtime.clone(), &config.bind.to_string()))?;
     let address = bound.local_addr();
