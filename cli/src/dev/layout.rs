@@ -3,6 +3,7 @@
 use super::Options;
 use anyhow::{Context, Result, bail};
 use ice_host::config::Config;
+use ice_host::volume::HIDDEN_NAME;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Pid;
 use serde_json::json;
@@ -154,7 +155,7 @@ impl Layout {
 /// No user's file. What cannot be read counts as something.
 fn is_empty(dir: &Path) -> bool {
     let Ok(mut entries) = std::fs::read_dir(dir) else { return !dir.exists() };
-    entries.next().is_none()
+    entries.all(|e| e.is_ok_and(|e| e.file_name() == HIDDEN_NAME))
 }
 
 fn fresh_dir() -> Result<PathBuf> {
