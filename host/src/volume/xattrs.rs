@@ -114,7 +114,7 @@ impl Shared {
 fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     let path = meta::fd_path(fd);
     loop {
-        let size = rustix::fs::getxattr(&*path, name, &mut [0u8; 0][..])?;
+        let size = rustix::fs::getxattr_query(&*path, name)?;
         let mut value = vec![0; size];
         if size == 0 {
             return Ok(value);
@@ -133,7 +133,7 @@ fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
 fn list(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     let path = meta::fd_path(fd);
     let names = loop {
-        let size = match rustix::fs::listxattr(&*path, &mut [0u8; 0][..]) {
+        let size = match rustix::fs::listxattr_query(&*path) {
             // This file system has none.
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
             size => size?,
