@@ -75,6 +75,11 @@ impl Shared {
         let _ = self.notifier.set(notifier);
     }
 
+    #[cfg(test)]
+    pub(crate) fn notifier(&self) -> Notifier {
+        self.notifier.get().unwrap().clone()
+    }
+
     /// Changes that did not pass through the mount were applied.
     pub(crate) fn news(&self, news: &[Stale]) {
         self.log.record(news.iter().flat_map(|n| {
@@ -193,9 +198,11 @@ fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
-/// An access control list as an attribute: would be stored, but not obeyed.
-fn is_acl(name: &[u8]) -> bool {
-    name.starts_with(b"system.posix_acl_")
+/// Attributes that are not the volume's business. Access control lists would be stored, but not obeyed. Labels are this host's
+/// policy; programs that list directories ask for them file by file unless they are told once that there are none.
+fn is_refused(name: &[u8]) -> bool {
+    let name = name.strip_suffix(b"\0").unwrap_or(name);
+    name.starts_with(b"system.posix_acl_") || name == b"security.selinux"
 }
 
 /// The volume, as fuser wants it.
@@ -657,14 +664,14 @@ impl Filesystem for IceFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        if is_acl(name.as_bytes()) {
+        if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         self.empty(self.vfs().setxattr(ino.0, name, value, flags), reply);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if is_acl(name.as_bytes()) {
+        if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         self.xattr(size, self.vfs().getxattr(ino.0, name), reply);
@@ -674,12 +681,12 @@ impl Filesystem for IceFs {
         let names = self
             .vfs()
             .listxattr(ino.0)
-            .map(|list| list.split_inclusive(|b| *b == 0).filter(|n| !is_acl(n)).flatten().copied().collect());
+            .map(|list| list.split_inclusive(|b| *b == 0).filter(|n| !is_refused(n)).flatten().copied().collect());
         self.xattr(size, names, reply);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if is_acl(name.as_bytes()) {
+        if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         self.empty(self.vfs().removexattr(ino.0, name), reply);

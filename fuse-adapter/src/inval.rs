@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
@@ -245,7 +245,7 @@ impl Kernel for Driver {
         if let Err(e) = device::new_epoch(&self.channel) {
             // Before Linux 6.16. What is in use by a process at this moment and was moved away stays visible at its old name.
             debug!(error = %e, "no epochs: dropping what is unused");
-            self.drop_unused();
+            drop_unused(&*self.vfs, &self.notifier, &self.mountpoint, self.mount_id, self.read_only);
         }
         for ino in self.opens.inodes().into_iter().chain([ROOT_INO]) {
             self.inode(ino, true);
@@ -253,27 +253,25 @@ impl Kernel for Driver {
     }
 }
 
-impl Driver {
-    /// Drops all names that no process holds: by a remount, and by invalidating all names of the root.
-    fn drop_unused(&self) {
-        if let Err(e) = device::remount(&self.mountpoint, self.mount_id, self.read_only) {
-            debug!(error = %e, "remount");
-        }
-        let mut names = Vec::new();
-        let listed = self.vfs.opendir(ROOT_INO).and_then(|fh| {
-            let r = self.vfs.readdir(fh, 0, false, &mut |e| {
-                names.push(e.name);
-                true
-            });
-            self.vfs.releasedir(fh);
-            r
+/// Drops all names that no process holds: by a remount, and by invalidating all names of the root.
+pub(crate) fn drop_unused(vfs: &dyn Vfs, notifier: &Notifier, mountpoint: &Path, mount_id: u64, read_only: bool) {
+    if let Err(e) = device::remount(mountpoint, mount_id, read_only) {
+        debug!(error = %e, "remount");
+    }
+    let mut names = Vec::new();
+    let listed = vfs.opendir(ROOT_INO).and_then(|fh| {
+        let r = vfs.readdir(fh, 0, false, &mut |e| {
+            names.push(e.name);
+            true
         });
-        if let Err(e) = listed {
-            debug!(error = %e, "listing the root");
-        }
-        for name in names.iter().filter(|n| *n != "." && *n != "..") {
-            noted("a name", self.notifier.inval_entry(INodeNo(ROOT_INO), name));
-        }
+        vfs.releasedir(fh);
+        r
+    });
+    if let Err(e) = listed {
+        debug!(error = %e, "listing the root");
+    }
+    for name in names.iter().filter(|n| *n != "." && *n != "..") {
+        noted("a name", notifier.inval_entry(INodeNo(ROOT_INO), name));
     }
 }
 

@@ -49,3 +49,10 @@ pub use mount::Mount;
 pub use options::{MountOptions, Passthrough};
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::Mount;
+
+// The volume that the tests of `tests/` mount, for those that look inside.
+#[cfg(all(test, target_os = "linux"))]
+extern crate self as ice_fuse;
+#[cfg(all(test, target_os = "linux"))]
+#[path = "../tests/support/mod.rs"]
+mod support;

@@ -147,3 +147,42 @@ impl Mount {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::inval::drop_unused;
+    use crate::support::{Fixture, can_mount, eventually};
+    use crate::{Passthrough, device};
+    use std::fs;
+
+    /// What is done where the kernel has no epochs.
+    #[test]
+    fn names_are_dropped_by_a_remount() {
+        if !can_mount() {
+            return;
+        }
+        let f = Fixture::new(Passthrough::Auto);
+        fs::create_dir_all(f.in_backing("a/b")).unwrap();
+        fs::write(f.in_backing("a/b/old"), "").unwrap();
+        assert!(f.at("a/b/old").exists() && !f.at("a/b/new").exists() && !f.at("top").exists());
+        fs::rename(f.in_backing("a/b/old"), f.in_backing("a/b/new")).unwrap();
+        fs::write(f.in_backing("top"), "").unwrap();
+        assert!(f.at("a/b/old").exists() && !f.at("a/b/new").exists() && !f.at("top").exists(), "cached");
+        let mount = f.mount();
+        drop_unused(&*f.vfs, &mount.shared.notifier(), mount.mountpoint(), mount.mounted.id(), false);
+        assert!(!f.at("a/b/old").exists() && f.at("a/b/new").exists() && f.at("top").exists());
+        // A remount of something else is refused.
+        assert!(device::remount(mount.mountpoint(), mount.mounted.id() + 1, false).is_err());
+    }
+
+    #[test]
+    fn an_aborted_session_is_noticed() {
+        if !can_mount() {
+            return;
+        }
+        let f = Fixture::new(Passthrough::Auto);
+        f.mount().mounted.abort().unwrap();
+        eventually("the session ends", || !f.mount().is_alive());
+        assert!(f.mount().mounted.check().is_err());
+    }
+}

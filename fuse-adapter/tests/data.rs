@@ -19,7 +19,7 @@ fn rw(path: &std::path::Path) -> File {
 #[test]
 fn what_is_written_is_read_everywhere() {
     both(|f| {
-        let data: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..3_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let mut w = File::create(f.at("f")).unwrap();
         w.write_all(&data).unwrap();
         assert_eq!(w.metadata().unwrap().len(), data.len() as u64);

@@ -6,7 +6,7 @@ use super::plan::{Kept, Work};
 use super::{Conflict, Have, LocalOp, LocalOutcome, Mint, ROOT, Tree, Version};
 use crate::action::LogRecord;
 use crate::ids::{EntryId, InodeId, Name};
-use crate::op::{Kind, Make, OpBody};
+use crate::op::{Attr, Kind, Make, OpBody};
 use crate::time::Stamp;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -103,7 +103,8 @@ impl Tree {
         self.heads_due.extend(mine);
     }
 
-    /// Nobody has the bytes of this losing version any more.
+    /// Nobody who can be reached has the bytes of this losing version. It is given up here: whoever still has it makes the
+    /// copy. A winning version is not given up.
     pub fn give_up_head(&mut self, inode: InodeId, version: Stamp) {
         if let Some(i) = self.inode_of(inode)
             && !(self.held(i).stamp == version && self.on_disk(i))
@@ -198,7 +199,7 @@ impl Tree {
         parent: u32,
         name: Name,
         mint: &mut Mint<'_>,
-    ) -> [(Stamp, OpBody); 2] {
+    ) -> Vec<(Stamp, OpBody)> {
         let mut attrs = self.attrs(i);
         attrs.mtime = v.mtime;
         let make = Some(Box::new(Make { kind: Kind::File, attrs }));
@@ -207,7 +208,12 @@ impl Tree {
         let place = OpBody::Place { entry, inode, parent, name, make };
         let Version { size, digest, mtime, .. } = v;
         let content = OpBody::SetContent { inode, base: Stamp::ZERO, size, digest, mtime };
-        [(mint(), place), (mint(), content)]
+        let xattrs = self.xattrs_of(i).into_iter().map(|(name, x)| {
+            // Removed ones too: what the copy has on disk may still have them.
+            let attr = Attr::Xattr { name: name.into(), value: x.value.clone().map(serde_bytes::ByteBuf::from) };
+            OpBody::SetAttr { inode, attr }
+        });
+        [place, content].into_iter().chain(xattrs).map(|body| (mint(), body)).collect()
     }
 
     /// The bytes of a losing version were given a name of their own on disk.

@@ -197,6 +197,11 @@ impl Desk {
         }
     }
 
+    /// Some directory stands elsewhere now.
+    pub(in crate::tree) fn news_below(&mut self) {
+        self.flights.values_mut().for_each(|f| f.stale = true);
+    }
+
     /// A local change of this inode happened.
     pub(in crate::tree) fn news_of(&mut self, i: u32) {
         for f in self.flights.values_mut().filter(|f| f.inode == i) {

@@ -87,8 +87,12 @@ impl Tree {
         if let Some(up) = self.seat_dir(e).and_then(|d| self.held_up(d)) {
             return Next::soon(up);
         }
+        let last = !dir && self.seats(i).len() == 1;
+        if last && self.entries_of(i).into_iter().any(|o| self.entries[o].has(LIVE)) {
+            return Next::stuck(i); // Another name is to be linked to it first: the bytes may be nowhere else.
+        }
         let held = self.held(i).stamp;
-        if self.heads.contains(&(i, held)) && self.seats(i).len() == 1 {
+        if last && self.heads.contains(&(i, held)) {
             match self.verdict(i, held) {
                 Verdict::Drop => {}
                 Verdict::Wait => return Next::soon(i),
@@ -186,9 +190,11 @@ impl Tree {
         let id = self.id_of(i);
         have(id, version).or_else(|| {
             // The first content of a conflict copy is staged under the name of the version that lost.
-            let first = self.versions.get(&(i, version)).is_some_and(|v| v.base.is_zero());
-            let (inode, lost) = self.copy_of.get(&id).filter(|_| first)?;
-            have(*inode, *lost)
+            let (inode, lost) = self.copy_of.get(&id)?;
+            let kept = self.versions.get(&(self.inode_of(*inode)?, *lost))?;
+            let wanted = self.versions.get(&(i, version))?;
+            let same = (kept.size, kept.digest) == (wanted.size, wanted.digest);
+            if same { have(*inode, *lost) } else { None }
         })
     }
 

@@ -28,6 +28,10 @@ impl Tree {
         let (i, e) = (f.inode, f.entry);
         let mut log = Vec::new();
         let before = self.inodes[i].witness;
+        if f.stale && matches!(f.what, What::Make | What::Attr | What::Install) {
+            // Somebody here changed it meanwhile, and may have been overwritten by what was planned before.
+            self.inodes[i].set(ATTR_DUE, true);
+        }
         match f.what {
             What::Make | What::Link => {
                 if self.seat(e).is_none() {
