@@ -263,8 +263,11 @@ impl Shared {
     }
 
     /// Takes new objects in.
-    fn adopt(&self, ns: &Ns<'_>, pass: &mut Pass, some: Vec<Fresh>) {
+    fn adopt(&self, ns: &Ns<'_>, pass: &mut Pass, mut some: Vec<Fresh>) {
         let mut new = Vec::new();
+        // A listing and a hint may both have found a name.
+        let mut names = HashSet::new();
+        some.retain(|f| names.insert((f.dir, f.name.clone())));
         for fresh in some {
             match self.adopt_known(ns, pass, &fresh) {
                 Ok(Some(st)) => new.push((fresh, st)),
@@ -291,6 +294,10 @@ impl Shared {
             pass.gone.retain(|_, g| g.inode != inode || g.dir != fresh.dir || g.name != fresh.name);
             pass.vanished.retain(|g| g.inode != inode || g.dir != fresh.dir || g.name != fresh.name);
             let same = self.is_same_kind(&dir, &fresh.name, &st, &info.kind);
+            if same && info.witness.disk == meta::disk(&st) {
+                // Found twice, and settled the first time.
+                return Ok(None);
+            }
             if same && (info.kind.is_dir() || info.kind.is_file() && info.nlink <= 1) {
                 // As an editor does that writes a new file and renames it over the old one: the file lives on.
                 if info.kind.is_dir() {

@@ -194,6 +194,11 @@ impl Shared {
             self.hints.later_name(dir, name.clone());
             return;
         }
+        if known.is_none() && st.is_ok() && port.look(|names| names.locate(dir)).is_none() {
+            // The directory itself is not known any more; what is in it is found below the one that took its place.
+            self.dirs.forget(dir);
+            return;
+        }
         let gone = |inode, is_dir| Gone { inode, dir, name: name.clone(), is_dir };
         match (st, known) {
             (Err(Errno::NOENT), None) => {}
