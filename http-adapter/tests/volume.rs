@@ -3,11 +3,13 @@
 use ice_core::action::{Io, Notice, Send};
 use ice_core::config::{Config, Recovered};
 use ice_core::event::IoResult;
+use ice_core::ids::{InodeId, Name};
 use ice_core::rng::Seed;
 use ice_host::digest::of_bytes;
 use ice_host::engine::{Actions, Engine};
 use ice_host::identity::DataDir;
 use ice_host::payload::PayloadPool;
+use ice_host::vfs::{Caller, ROOT_INO, Vfs};
 use ice_host::volume::{Options, Volume};
 use ice_http::files::{FileKind, FileService, Meta, Result};
 use ice_http::{RelPath, VfsFiles};
@@ -182,8 +184,53 @@ fn replacing_keeps_mode_and_open_readers() {
     assert_eq!(f.get("f").unwrap(), big);
     // Nor does one that is no longer wanted.
     assert_eq!(f.put_if("f", b"new", &|m| m.is_some_and(|m| m.etag == "other")), Ok(None));
+    assert_eq!(f.files.stat(&rel("f")).unwrap(), meta);
     assert_eq!(f.put_if("f", b"new", &|m| m.is_some_and(|m| m.etag == meta.etag)).map(|m| m.is_some()), Ok(true));
     assert_eq!((f.get("f").unwrap(), f.all()), (b"new".to_vec(), vec!["f".to_owned()]));
+}
+
+/// An upload is one change of one file: it keeps its identity, its other names and what is attached to it, and the core knows
+/// the bytes when the upload ends, so that waiting for acknowledgements waits for them.
+#[test]
+fn a_replaced_file_stays_the_same_file() {
+    let f = Fixture::new();
+    let inode = |name: &[u8]| f.engine.tree(|t| t.child(InodeId::ROOT, &Name::new(name).unwrap()));
+    let known = |inode| f.engine.tree(|t| t.info(inode).map(|i| (i.held == i.version, i.size, i.digest)));
+    let big = vec![3; 20_000_000];
+    f.put("f", &big).unwrap();
+    let first = inode(b"f").unwrap();
+    assert_eq!(known(first), Some((true, 20_000_000, of_bytes(&big))));
+    let vfs = f.volume.outside();
+    let stat = vfs.lookup(ROOT_INO, "f".as_ref()).unwrap();
+    vfs.link(stat.ino, ROOT_INO, "other".as_ref()).unwrap();
+    vfs.setxattr(stat.ino, "user.note".as_ref(), b"kept", 0).unwrap();
+    for content in [&b"small"[..], &[4; 9_000_000], b"", b"again"] {
+        let meta = f.put("f", content).unwrap().unwrap();
+        assert_eq!(inode(b"f"), Some(first));
+        assert_eq!(known(first), Some((true, content.len() as u64, of_bytes(content))));
+        assert_eq!(meta.etag, hex(content));
+        assert_eq!((f.get("f").unwrap(), f.get("other").unwrap()), (content.to_vec(), content.to_vec()));
+        let now = vfs.lookup(ROOT_INO, "f".as_ref()).unwrap();
+        assert_eq!(now.nlink, 2);
+        assert_eq!(vfs.getxattr(now.ino, "user.note".as_ref()).unwrap(), b"kept");
+        assert_eq!(fs::read(f.dir.path().join("other")).unwrap(), content);
+    }
+    // The same bytes again are no new version.
+    let version = |inode| f.engine.tree(|t| t.info(inode).map(|i| i.version));
+    let before = version(first);
+    f.put("f", b"again").unwrap();
+    assert_eq!(version(first), before);
+    // While somebody writes, the name goes to a new file, and the writer keeps the old one.
+    let caller = Caller { uid: 0, gid: 0, pid: 0 };
+    let opened = vfs
+        .open(caller, vfs.lookup(ROOT_INO, "other".as_ref()).unwrap().ino, rustix::fs::OFlags::RDWR.bits() as i32)
+        .unwrap();
+    vfs.write(opened.fh, 0, b"WRITER").unwrap();
+    f.put("f", b"replaced").unwrap();
+    assert_eq!((f.get("f").unwrap(), f.get("other").unwrap()), (b"replaced".to_vec(), b"WRITER".to_vec()));
+    assert_ne!(inode(b"f"), Some(first));
+    vfs.release(opened.fh);
+    assert_eq!(f.all(), ["f", "other"]);
 }
 
 /// Fault 19: no symbolic link leads out.
