@@ -133,6 +133,12 @@ impl Blocks {
         Ok(blocks)
     }
 
+    /// Of a file of `len` bytes whose block hashes are known from elsewhere. `None` if there are not as many as it has
+    /// blocks. Compare [`Blocks::root`] with the file's digest before believing them.
+    pub fn from_hashes(hashes: Vec<[u8; 32]>, len: u64) -> Option<Blocks> {
+        (hashes.len() as u64 == len.div_ceil(BLOCK_BYTES)).then_some(Blocks { hashes, len })
+    }
+
     /// The file is now `len` bytes long, and bytes may have changed in the `dirty` ranges only (what a longer file gained
     /// counts as changed without being named). Reads and hashes the touched blocks, each once.
     ///

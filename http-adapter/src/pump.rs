@@ -80,12 +80,21 @@ where
         Ok(())
     }
 
-    /// Writes what is left and gives the target back.
-    pub(crate) async fn finish(mut self) -> Result<W, PumpError<E>> {
+    /// Writes what is left, and lets the target be looked at.
+    pub(crate) async fn flush(&mut self) -> Result<&mut W, PumpError<E>> {
         if self.bytes > 0 {
             self.begin().await?;
         }
         self.settle().await?;
+        match &mut self.state {
+            State::Idle(target, _) => Ok(target),
+            _ => Err(PumpError::Runtime(io::Error::other("writing failed before"))),
+        }
+    }
+
+    /// Writes what is left and gives the target back.
+    pub(crate) async fn finish(mut self) -> Result<W, PumpError<E>> {
+        self.flush().await?;
         match self.state {
             State::Idle(target, _) => Ok(target),
             _ => Err(PumpError::Runtime(io::Error::other("writing failed before"))),

@@ -481,6 +481,47 @@ fn transfers_end_whatever_happens<R: Runtime>(rt: R) {
     a.stop();
 }
 
+/// A small change of a large file costs the blocks it touched.
+fn only_what_differs_is_transferred<R: Runtime>(rt: R) {
+    let (mut a, mut b) = (Node::start(rt.clone(), Setup::default()), Node::start(rt, Setup::default()));
+    let (at_a, at_b) = link(&a, &b);
+    transfer(&a, at_a, &b, at_b, 10);
+    let base = bytes(8_000_000, 8);
+    let mut content = base.to_vec();
+    content[1_000_000] ^= 1;
+    content[5_000_000] ^= 1;
+    content.extend_from_slice(&bytes(100, 9));
+    b.store.versions.lock().unwrap().insert((InodeId(0xabc), version(20)), Arc::new(content.clone()));
+    *a.store.base.lock().unwrap() = Some(base.to_vec());
+    a.store.written.lock().unwrap().clear();
+    // The first range breaks once, and is gone on with.
+    *b.store.break_read_at.lock().unwrap() = Some(5_000_000);
+    a.net.fetch(fetch(20, &content, 20));
+    assert_eq!(fetched(&a.events, 20), IoResult::Fetched);
+    assert!(a.store.staged.lock().unwrap()[&(InodeId(0xabc), version(20))] == content);
+    let moved: u64 = a.store.written.lock().unwrap().iter().map(|r| r.end - r.start).sum();
+    let tail = content.len() as u64 - 30 * 262_144;
+    assert_eq!(moved, 2 * 262_144 + tail, "two blocks and the end");
+    // A file that shares nothing comes whole, and one that shares all not at all.
+    let other = bytes(3_000_000, 10);
+    b.store.versions.lock().unwrap().insert((InodeId(0xabc), version(21)), Arc::new(other.to_vec()));
+    a.net.fetch(fetch(21, &other, 21));
+    assert_eq!(fetched(&a.events, 21), IoResult::Fetched);
+    a.store.written.lock().unwrap().clear();
+    b.store.versions.lock().unwrap().insert((InodeId(0xabc), version(22)), Arc::new(base.to_vec()));
+    a.net.fetch(fetch(22, &base, 22));
+    assert_eq!(fetched(&a.events, 22), IoResult::Fetched);
+    assert!(a.store.written.lock().unwrap().is_empty());
+    // What was here changes under our hands: then everything is fetched.
+    *a.store.spoil_reuse.lock().unwrap() = true;
+    b.store.versions.lock().unwrap().insert((InodeId(0xabc), version(23)), Arc::new(content.clone()));
+    a.net.fetch(fetch(23, &content, 23));
+    assert_eq!(fetched(&a.events, 23), IoResult::Fetched);
+    assert!(a.store.staged.lock().unwrap()[&(InodeId(0xabc), version(23))] == content);
+    a.stop();
+    b.stop();
+}
+
 fn content_requests_are_checked<R: Runtime>(rt: R) {
     let mut node = Node::start(rt, Setup::default());
     let at = node.address;
@@ -491,9 +532,15 @@ fn content_requests_are_checked<R: Runtime>(rt: R) {
     assert_eq!((all.status, all.body == content, all.header("content-range")), (206, true, Some("bytes 0-999/1000")));
     let part = request(at, "GET", path, &[("Range", "bytes=990-")], &[]);
     assert_eq!((part.status, part.body == content[990..]), (206, true));
+    let middle = request(at, "GET", path, &[("Range", "bytes=10-19")], &[]);
+    assert_eq!((middle.body == content[10..20], middle.header("content-range")), (true, Some("bytes 10-19/1000")));
+    let blocks = request(at, "GET", "/v1/peer/blocks?inode=ab&version=3-b", &[], &[]);
+    assert_eq!((blocks.status, blocks.body), (200, of_bytes(&content).0.to_vec()));
     for (path, range, status) in [
         (path, "bytes=1000-", 416),
-        (path, "bytes=1-2", 400),
+        (path, "bytes=2-1", 400),
+        ("/v1/peer/blocks?inode=ab&version=4-b", "bytes=0-", 410),
+        ("/v1/peer/blocks?inode=ab", "bytes=0-", 400),
         ("/v1/peer/content", "bytes=0-", 400),
         ("/v1/peer/content?inode=ab&version=4-b", "bytes=0-", 410),
         ("/v1/peer/content?inode=zz&version=4-b", "bytes=0-", 400),
@@ -541,6 +588,7 @@ macro_rules! suite {
 }
 suite!(
     one: links_are_told_apart, dials_fail_with_words, only_this_protocol_is_spoken, damaged_frames_end_the_connection,
-         frames_in_pieces, a_deaf_peer_costs_little, transfers_end_whatever_happens, content_requests_are_checked, stops;
+         frames_in_pieces, a_deaf_peer_costs_little, transfers_end_whatever_happens, content_requests_are_checked,
+         only_what_differs_is_transferred, stops;
     two: talk, over_tls, content_is_fetched
 );

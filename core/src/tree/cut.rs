@@ -26,16 +26,25 @@ impl Tree {
             self.version_ages.pop_first();
             self.forget_version(i, s);
         }
+        // What disk is not ready for is looked at again by the next call.
+        let mut graves = Vec::new();
         while let Some((s, e)) = self.graves.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
             left -= 1;
             self.graves.remove(&(s, e));
-            self.visit_grave(e);
+            if !self.visit_grave(e) {
+                graves.push((s, e));
+            }
         }
+        self.graves.extend(graves);
+        let mut xattrs = Vec::new();
         while let Some((s, i)) = self.xattr_graves.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
             left -= 1;
             self.xattr_graves.remove(&(s, i));
-            self.forget_xattrs(i);
+            if !self.forget_xattrs(i) {
+                xattrs.push((s, i));
+            }
         }
+        self.xattr_graves.extend(xattrs);
         while let Some((s, i)) = self.orphans.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
             left -= 1;
             self.orphans.remove(&(s, i));
@@ -76,20 +85,25 @@ impl Tree {
         self.dirty.insert(i);
     }
 
-    fn visit_grave(&mut self, e: u32) {
-        let Some(n) = self.entries.get(e) else { return };
+    /// False: not yet, though nothing will call for another look.
+    fn visit_grave(&mut self, e: u32) -> bool {
+        let Some(n) = self.entries.get(e) else { return true };
         let i = n.inode;
         let place = self.stamp(n.place);
         let (live, removed, forgotten) = (n.has(LIVE), n.has(REMOVED), n.has(FORGOTTEN));
         let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
         if last > self.cut {
             self.graves.insert((last, e));
-            return;
+            return true;
         }
+        // Disk may still have attributes of an earlier life.
+        let due = self.inodes[i].has(XATTRS) && (self.inodes[i].has(ATTR_DUE) || self.work.is_busy(i));
         if live && removed && !forgotten {
             if last < place {
                 if place > self.cut {
                     self.graves.insert((place, e));
+                } else if due {
+                    return false;
                 } else {
                     self.forget_removals(e);
                 }
@@ -97,32 +111,51 @@ impl Tree {
                 let winner = self.winner(i).0;
                 if winner > self.cut {
                     self.graves.insert((winner, e));
+                } else if due {
+                    return false;
                 } else {
                     self.forget_removals(e);
                 }
             }
-            return; // A directory that is held by what is in it comes here again when it dies.
+            return true; // A directory that is held by what is in it comes here again when it dies.
         }
-        if live || !(removed || forgotten) || self.is_seated(e) || self.work.is_busy(i) {
-            return;
+        if live || !(removed || forgotten) || self.is_seated(e) {
+            return true;
+        }
+        if self.work.is_busy(i) {
+            return false;
         }
         let alive = place > last && !forgotten && self.entries[e].name.is_some();
         let unsettled = self.heads.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).next().is_some();
         if alive || unsettled {
-            return; // Its creation is missing, or a conflict is not settled: looked at again then.
+            return true; // Its creation is missing, or a conflict is not settled: looked at again then.
         }
         if self.inodes[i].tag == Tag::Dir && self.inodes[i].refs > 0 {
-            return; // Something dead in it may come back and need it.
+            return true; // Something dead in it may come back and need it.
         }
         if let Some(s) = self.moves_of(e).first() {
             self.graves.insert((*s, e));
-            return;
+            return true;
         }
         if self.inodes[i].has(MULTI) && removed && self.last_name_to_go(e) {
             // Which name comes back is decided by the last deletion: it goes last. Look again when the others have gone.
-            return;
+            return true;
+        }
+        let last = self.last_register(i);
+        if last > self.cut {
+            // Said about it by somebody who did not know of its end: part of what a new life would begin with.
+            self.graves.insert((last, e));
+            return true;
         }
         self.purge(e);
+        true
+    }
+
+    /// When anything was last said about an inode itself.
+    fn last_register(&self, i: u32) -> Stamp {
+        let n = &self.inodes[i];
+        let registers = [n.make, n.mode_at, n.owner_at, n.times_at, n.content].into_iter().map(|s| self.stamp(s));
+        registers.chain(self.xattrs_raw(i).map(|(_, x)| x.stamp)).max().unwrap_or(Stamp::ZERO)
     }
 
     /// No name of the file is left, and this one was deleted last.
@@ -155,17 +188,16 @@ impl Tree {
         self.entries[e].set(REMOVED, false);
     }
 
-    fn xattrs_raw(&self, i: u32) -> impl Iterator<Item = (&[u8], &Xattr)> {
+    pub(super) fn xattrs_raw(&self, i: u32) -> impl Iterator<Item = (&[u8], &Xattr)> {
         let from = (i, Box::from(&b""[..]));
         self.xattrs.range(from..).take_while(move |((n, _), _)| *n == i).map(|((_, name), x)| (&**name, x))
     }
 
-    fn forget_xattrs(&mut self, i: u32) {
-        let Some(n) = self.inodes.get(i) else { return };
+    /// False: disk may still have them.
+    fn forget_xattrs(&mut self, i: u32) -> bool {
+        let Some(n) = self.inodes.get(i) else { return true };
         if n.has(ATTR_DUE) || self.work.is_busy(i) {
-            // Disk may still have them.
-            self.xattr_graves.insert((self.cut.max(Stamp { time: crate::time::Hlc(1), ..Stamp::ZERO }), i));
-            return;
+            return false;
         }
         let cut = self.cut;
         let dead = self.xattrs_raw(i).filter(|(_, x)| x.value.is_none() && x.stamp <= cut);
@@ -178,6 +210,7 @@ impl Tree {
         }
         let any = self.xattrs_raw(i).next().is_some();
         self.inodes[i].set(XATTRS, any);
+        true
     }
 
     /// Takes an entry out of all books.
@@ -196,7 +229,7 @@ impl Tree {
         self.removed.remove(&e);
         self.by_entry.remove(&id);
         self.entries.remove(e);
-        self.work.forget(Work::Entry(e));
+        self.work.at_rest(Work::Entry(e));
         if self.inodes[i].has(MULTI) {
             self.links.remove(&(i, e));
             let rest: Vec<u32> = self.links.range((i, 0)..=(i, u32::MAX)).map(|(_, e)| *e).collect();
@@ -230,9 +263,7 @@ impl Tree {
         if i == ROOT || n.entry != NONE || n.refs > 0 || self.work.is_busy(i) {
             return;
         }
-        let registers = [n.make, n.mode_at, n.owner_at, n.times_at, n.content].into_iter().map(|s| self.stamp(s));
-        let xattrs = self.xattrs_raw(i).map(|(_, x)| x.stamp);
-        let last = registers.chain(xattrs).max().unwrap_or(Stamp::ZERO);
+        let last = self.last_register(i);
         if last > self.cut {
             self.orphans.insert((last, i));
         } else {
@@ -245,7 +276,7 @@ impl Tree {
     fn free_inode(&mut self, i: u32) {
         let id = self.id_of(i);
         self.work.wake(i);
-        self.work.forget(Work::Inode(i));
+        self.work.at_rest(Work::Inode(i));
         let xattrs: Vec<_> = self.xattrs_raw(i).map(|(name, _)| (i, Box::from(name))).collect();
         for key in xattrs {
             self.xattrs.remove(&key);

@@ -91,6 +91,11 @@ impl Tree {
             }
             self.bury(e);
         }
+        if self.inodes[inode].tag == Tag::Dir {
+            // It stands elsewhere now: what failed or is in flight below it may have missed it.
+            self.work.news_below();
+            self.work.news_in(inode);
+        }
         self.work.wake(inode);
         self.call_entry(e);
         self.call_inode(inode);

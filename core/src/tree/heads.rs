@@ -6,7 +6,7 @@ use super::plan::{Kept, Work};
 use super::{Conflict, Have, LocalOp, LocalOutcome, Mint, ROOT, Tree, Version};
 use crate::action::LogRecord;
 use crate::ids::{EntryId, InodeId, Name};
-use crate::op::{Kind, Make, OpBody};
+use crate::op::{Attr, Kind, Make, OpBody};
 use crate::time::Stamp;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -103,7 +103,8 @@ impl Tree {
         self.heads_due.extend(mine);
     }
 
-    /// Nobody has the bytes of this losing version any more.
+    /// Nobody who can be reached has the bytes of this losing version. It is given up here: whoever still has it makes the
+    /// copy. A winning version is not given up.
     pub fn give_up_head(&mut self, inode: InodeId, version: Stamp) {
         if let Some(i) = self.inode_of(inode)
             && !(self.held(i).stamp == version && self.on_disk(i))
@@ -198,7 +199,7 @@ impl Tree {
         parent: u32,
         name: Name,
         mint: &mut Mint<'_>,
-    ) -> [(Stamp, OpBody); 2] {
+    ) -> Vec<(Stamp, OpBody)> {
         let mut attrs = self.attrs(i);
         attrs.mtime = v.mtime;
         let make = Some(Box::new(Make { kind: Kind::File, attrs }));
@@ -207,7 +208,14 @@ impl Tree {
         let place = OpBody::Place { entry, inode, parent, name, make };
         let Version { size, digest, mtime, .. } = v;
         let content = OpBody::SetContent { inode, base: Stamp::ZERO, size, digest, mtime };
-        [(mint(), place), (mint(), content)]
+        let after = self.floor(i).map_or(Stamp::ZERO, |(at, _)| at);
+        let xattrs = self.xattrs_raw(i).map(|(name, x)| {
+            // Removed ones too: what the copy has on disk may still have them.
+            let value = x.value.clone().filter(|_| x.stamp > after).map(serde_bytes::ByteBuf::from);
+            let attr = Attr::Xattr { name: name.into(), value };
+            OpBody::SetAttr { inode, attr }
+        });
+        [place, content].into_iter().chain(xattrs).map(|body| (mint(), body)).collect()
     }
 
     /// The bytes of a losing version were given a name of their own on disk.
@@ -217,7 +225,7 @@ impl Tree {
         let entry = EntryId::derive_conflict(inode, v.stamp);
         let copy = entry.first_inode();
         let mut ops = Vec::new();
-        self.work.unreserve(dir, &name);
+        self.work.kept(entry, dir, &name);
         if let Some(e) = self.entry_of(entry) {
             // Somebody else published it in the meantime.
             let c = self.entries[e].inode;
@@ -230,6 +238,15 @@ impl Tree {
                 records.push(LogRecord::Stands { entry, spot: Some(at) });
                 records.push(LogRecord::Holds { inode: copy, version: v.stamp, witness, attrs: false });
                 self.inodes[c].set(ATTR_DUE, true);
+                // The file brought its extended attributes with it; those that the copy was not announced with go.
+                let mut names: Vec<Box<[u8]>> = self.xattrs_raw(i).map(|(name, _)| name.into()).collect();
+                names.retain(|n| !self.xattrs.contains_key(&(c, n.clone())));
+                for name in names {
+                    let body = OpBody::SetAttr { inode: copy, attr: Attr::Xattr { name, value: None } };
+                    let stamp = mint();
+                    self.integrate_unsettled(stamp, &body);
+                    ops.push(LocalOp { stamp, body, here: None });
+                }
             }
         } else {
             for (stamp, body) in self.copy_ops(i, v, entry, dir, name, mint) {
@@ -240,6 +257,7 @@ impl Tree {
             if let Some(c) = self.inode_of(copy) {
                 self.inodes[c].set(ATTR_DUE, true);
                 self.call_inode(c);
+                records.push(self.holds_record(c));
             }
         }
         self.note_copy(inode, v.stamp, copy);

@@ -58,10 +58,16 @@ impl Tree {
         }
         match body {
             OpBody::Place { entry, inode, parent, name, make } => {
+                let due = self.inode_of(*inode).filter(|i| self.on_disk(*i)).map(|i| self.inodes[i].has(ATTR_DUE));
                 self.integrate_unsettled(stamp, body);
                 let (Some(e), Some(i)) = (self.entry_of(*entry), self.inode_of(*inode)) else { return };
                 let p = self.intern_inode(*parent, stamp);
                 self.touch(i);
+                if let Some(due) = due.filter(|_| make.is_some()) {
+                    // Made anew as it stands, but for what the new life hides.
+                    self.inodes[i].set(ATTR_DUE, due);
+                    self.look_for_old_xattrs(i);
+                }
                 if make.is_some() && !self.on_disk(i) {
                     self.set_held(i, Stamp::ZERO, None);
                     // The disk has what it was made with; what came before from elsewhere is still due.
@@ -140,6 +146,7 @@ impl Tree {
         let Some(short) = self.replicas.shorten(stamp) else { return };
         if self.stamp(self.inodes[i].make) < stamp {
             self.inodes[i].make = short;
+            self.look_for_old_xattrs(i);
         }
         if self.inodes[i].tag == Tag::Unknown {
             let tag = Tag::of(kind);
@@ -267,6 +274,14 @@ impl Tree {
         }
         self.entries[e].set(REMOVED, true);
         self.bury(e);
+        self.look_for_old_xattrs(self.entries[e].inode);
+    }
+
+    /// If a new life began, extended attributes of the old one must go from disk.
+    fn look_for_old_xattrs(&mut self, i: u32) {
+        if self.inodes[i].has(XATTRS) && self.floor(i).is_some() && self.shows(i) {
+            self.inodes[i].set(ATTR_DUE, true);
+        }
     }
 
     /// Disk has its attributes, or an action that brings them there is in flight.

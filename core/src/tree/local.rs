@@ -139,14 +139,14 @@ impl Tree {
         let saw = self.held(i).stamp;
         let witness = self.inodes[i].witness;
         let entry = self.entries[e].id();
-        if self.entries[e].has(FORGOTTEN) {
-            // The cluster knows no such entry: only the disk changes.
+        if self.entries[e].has(LIVE) && !self.entries[e].has(FORGOTTEN) {
+            self.issue(OpBody::Remove { entry, saw }, witness, to);
+        } else {
+            // It was deleted by somebody else already, only not on this disk: now it is.
             self.touch(i);
             self.set_seat(e, None);
             self.settle();
             to.records.push(LogRecord::Stands { entry, spot: None });
-        } else {
-            self.issue(OpBody::Remove { entry, saw }, witness, to);
         }
     }
 
@@ -154,16 +154,53 @@ impl Tree {
         let i = self.entries[e].inode;
         let witness = self.inodes[i].witness;
         let (entry, inode, name) = (self.entries[e].id(), self.id_of(i), name.clone());
-        // Moving what the cluster forgot makes it anew.
-        let forgotten = self.entries[e].has(FORGOTTEN) && self.entries[e].has(FIRST);
-        let make = self.kind(i).filter(|_| forgotten).map(|kind| Box::new(Make { kind, attrs: self.attrs(i) }));
-        let held = self.held(i);
-        let reborn = make.is_some();
-        self.issue(OpBody::Place { entry, inode, parent, name, make }, witness, to);
-        if let Some((size, digest)) = held.bytes.filter(|(size, _)| reborn && *size > 0) {
-            let mtime = self.inodes[i].mtime();
-            self.issue(OpBody::SetContent { inode, base: Stamp::ZERO, size, digest, mtime }, witness, to);
+        self.issue(OpBody::Place { entry, inode, parent, name, make: None }, witness, to);
+    }
+
+    /// Somebody here builds on something that stands on disk but was deleted by others, who may have forgotten it already:
+    /// it is made anew where it stands, directories above it first. Returns the inode that it is from now on.
+    fn ensure_live(&mut self, i: u32, with_content: bool, to: &mut Issue<'_, '_>) -> Result<u32, Refused> {
+        let live = |e: &u32| self.entries[*e].has(LIVE) && !self.entries[*e].has(FORGOTTEN);
+        let entries = self.entries_of(i);
+        if i == super::ROOT || entries.iter().any(live) {
+            return Ok(i);
         }
+        let seats = self.seats(i);
+        let first = seats.iter().find(|(e, _)| self.entries[*e].has(FIRST)).or(seats.first());
+        let Some((e, Seat::At(dir, name))) = first.cloned() else { return Err(Refused::Unknown) };
+        let dir = self.ensure_live(dir, false, to)?;
+        let (parent, kind) = (self.id_of(dir), self.kind(i).ok_or(Refused::Unknown)?);
+        let (held, witness, attrs) = (self.held(i), self.inodes[i].witness, self.attrs(i));
+        let xattrs = self.xattrs(self.id_of(i));
+        let due = self.inodes[i].has(ATTR_DUE) || self.work.is_busy(i);
+        let (entry, n) = if self.entries[e].has(FIRST) {
+            (self.entries[e].id(), i)
+        } else {
+            // Only what created an inode can create it again: the file begins a life of its own.
+            self.touch(i);
+            self.set_seat(e, None);
+            self.settle();
+            to.records.push(LogRecord::Stands { entry: self.entries[e].id(), spot: None });
+            let (entry, _) = self.generation((dir, name_hash(&name)), &|g| EntryId::derive(parent, &name, &kind, g));
+            (entry, self.intern_inode(entry.first_inode(), Stamp::ZERO))
+        };
+        let inode = entry.first_inode();
+        let make = Some(Box::new(Make { kind, attrs }));
+        self.issue(OpBody::Place { entry, inode, parent, name, make }, witness, to);
+        if let Some((size, digest)) = held.bytes.filter(|(size, _)| (with_content || n != i) && *size > 0) {
+            let body = OpBody::SetContent { inode, base: Stamp::ZERO, size, digest, mtime: attrs.mtime };
+            self.issue(body, witness, to);
+        }
+        for (name, value) in xattrs {
+            let attr = Attr::Xattr { name, value: Some(serde_bytes::ByteBuf::from(value.into_vec())) };
+            self.issue(OpBody::SetAttr { inode, attr }, witness, to);
+        }
+        if n != i && due {
+            self.inodes[n].set(ATTR_DUE, true);
+            to.records.push(self.holds_record(n));
+            self.call_inode(n);
+        }
+        Ok(n)
     }
 
     /// The smallest generation whose id is unused. Also the id of the one before it.
@@ -203,12 +240,13 @@ impl Tree {
         if let Some(old) = self.disk_child(p, name) {
             self.issue_remove(old, to);
         }
+        self.ensure_live(p, false, to)?;
         let (new, last) = self.generation((p, name_hash(name)), &|g| EntryId::derive(parent, name, kind, g));
-        // Somebody else created the same thing and it has not come to disk here yet: then it is this one.
+        // Somebody else created the same thing and it has not come to disk here yet, nor is about to: then it is this one.
         let waiting = last.filter(|id| {
             self.entry_of(*id).is_some_and(|e| {
                 let n = &self.entries[e];
-                n.has(LIVE) && !self.on_disk(n.inode) && n.parent == p && n.name.as_ref() == Some(name)
+                n.has(LIVE) && !self.shows(n.inode) && n.parent == p && n.name.as_ref() == Some(name)
             })
         });
         let entry = waiting.unwrap_or(new);
@@ -226,7 +264,7 @@ impl Tree {
         witness: Witness,
         to: &mut Issue<'_, '_>,
     ) -> Result<u32, Refused> {
-        let i = self.known_inode(inode)?;
+        let mut i = self.known_inode(inode)?;
         let p = self.known_dir(parent)?;
         if self.inodes[i].tag == Tag::Dir {
             return Err(Refused::Unknown);
@@ -239,11 +277,18 @@ impl Tree {
             }
             self.issue_remove(old, to);
         }
+        self.ensure_live(p, false, to)?;
+        i = self.ensure_live(i, true, to)?;
+        let inode = self.id_of(i);
         let (entry, last) = self.generation((p, name_hash(name)), &|g| EntryId::derive_link(parent, name, inode, g));
         let waiting = last.filter(|id| {
             self.entry_of(*id).is_some_and(|e| {
                 let n = &self.entries[e];
-                n.has(LIVE) && !self.is_seated(e) && n.parent == p && n.name.as_ref() == Some(name)
+                n.has(LIVE)
+                    && !self.is_seated(e)
+                    && !self.work.is_busy(i)
+                    && n.parent == p
+                    && n.name.as_ref() == Some(name)
             })
         });
         let entry = waiting.unwrap_or(entry);
@@ -258,14 +303,24 @@ impl Tree {
         exchange: bool,
         to: &mut Issue<'_, '_>,
     ) -> Result<u32, Refused> {
-        let (_, e) = self.known_name(from.0, from.1)?;
+        let (from_dir, e) = self.known_name(from.0, from.1)?;
         let d = self.known_dir(into.0)?;
         self.work.news_in(d);
-        let i = self.entries[e].inode;
+        let mut e = e;
+        let mut i = self.entries[e].inode;
         let target = self.disk_child(d, into.1);
+        if target.is_some_and(|t| t != e && self.entries[t].inode == i) || target == Some(e) {
+            return Ok(i); // Two names of one file: rename(2) does nothing.
+        }
+        self.ensure_live(d, false, to)?;
+        if exchange && let Some(t) = target {
+            self.ensure_live(from_dir, false, to)?;
+            self.ensure_live(self.entries[t].inode, true, to)?;
+        }
+        i = self.ensure_live(i, true, to)?;
+        let target = self.disk_child(d, into.1);
+        e = self.disk_child(from_dir, from.1).ok_or(Refused::Unknown)?;
         match target {
-            // Two names of one file: rename(2) does nothing.
-            Some(t) if self.entries[t].inode == i => return Ok(i),
             Some(t) if exchange => {
                 self.news(self.entries[t].inode);
                 self.issue_place(e, into.0, into.1, to);
@@ -330,10 +385,11 @@ impl Tree {
             let record = self.holds_record(i);
             to.records.push(record);
         } else {
-            let base = held.stamp;
+            let i = self.ensure_live(i, false, to)?;
+            let (inode, base) = (self.id_of(i), self.held(i).stamp);
             self.issue(OpBody::SetContent { inode, base, size, digest, mtime }, witness, to);
         }
         self.work.call(Work::Inode(i));
-        Ok(i)
+        Ok(self.inode_of(inode).filter(|i| self.on_disk(*i)).unwrap_or(i))
     }
 }

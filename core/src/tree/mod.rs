@@ -29,8 +29,11 @@
 //!
 //! # What the caller guarantees
 //! - Its own stamps ([`Mint`]) are later than every stamp that was integrated or given to [`Tree::cut`].
-//! - [`Tree::cut`] is told a stamp only when every member has all operations up to it and none at or below it can come any
-//!   more. Operations at or below it that do arrive are repeats and ignored, so that nothing forgotten comes back.
+//! - [`Tree::cut`] is told a stamp `s` only when every member has all operations up to `s`, none at or below it can come any
+//!   more, and *every operation that can still come was issued by somebody who had all operations up to `s`* by then. (So a
+//!   member's word that it has them counts only once all its own operations from before that word have arrived here.)
+//!   Otherwise somebody could still build on what is forgotten here. Operations at or below `s` that do arrive are repeats
+//!   and ignored, so that nothing forgotten comes back.
 //! - [`Tree::own_ops`] is called after [`Tree::applied`] and [`Tree::came`], in the same step.
 //!
 //! Memory is proportional to the tree, to what is deleted or in conflict and not yet known by all (until `cut`), and to

@@ -184,13 +184,17 @@ impl Tree {
 
     /// The first move of the log is known to every member: it becomes the base of its directory.
     pub(super) fn fold_first_move(&mut self) {
+        let Some((_, m)) = self.moves.first_key_value() else { return };
+        let inode = self.entries[m.entry].inode;
+        if m.skipped {
+            self.touch(inode);
+        }
+        self.dirty.insert(inode);
         let Some((stamp, m)) = self.moves.pop_first() else { return };
         self.moves_of.remove(&(m.entry, stamp));
         self.suspended.remove(&stamp);
         let e = m.entry;
-        self.dirty.insert(self.entries[e].inode);
         if m.skipped {
-            self.touch(self.entries[e].inode);
             self.drop_parent(m.parent);
         } else if let Some(old) = self.base.insert(e, Place { stamp, parent: m.parent, name: m.name }) {
             // The reference of the move is now that of the base.

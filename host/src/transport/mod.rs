@@ -6,12 +6,14 @@ pub mod frame;
 pub mod queue;
 pub mod url;
 
+use crate::digest::{BLOCK_BYTES, Blocks};
 use ice_core::action::Send as NetSend;
 use ice_core::event::Event;
 use ice_core::ids::{InodeId, IoToken, ReplicaId};
 use ice_core::op::ContentDigest;
 use ice_core::time::Stamp;
 use std::io;
+use std::ops::Range;
 
 /// Carries messages and content between nodes. Called with the node's lock held: both methods only enqueue, never block
 /// and never call back into the [`Sink`].
@@ -68,11 +70,16 @@ pub trait ContentStore: Send + Sync + 'static {
     fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>>;
 }
 
-/// A version on its way into the staging area.
+/// A version on its way into the staging area. Dropped unfinished, it can be gone on with later.
 pub trait Staged: Send + Sync {
     /// Where to go on: bytes before this are there already. [`Fetch::size`]: nothing is missing.
     fn have(&self) -> u64;
-    /// Writes bytes at `offset`. Called in order, without gaps.
+    /// Another version of the file is here, so that [`Staged::reuse`] may save a transfer.
+    fn has_base(&self) -> bool;
+    /// Takes what another version here has in common with the one of these block hashes. The ranges that are still
+    /// missing, in order; neither empty, touching nor overlapping.
+    fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>>;
+    /// Writes bytes within the missing ranges, in order.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// All bytes are written: verifies the digest and makes them durable. `Ok(false)`: they are not the right bytes, and
     /// have been thrown away.
@@ -85,7 +92,46 @@ pub trait VersionReader: Send + Sync {
     fn size(&self) -> u64;
     /// Reads into `buf`; short only at the end.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+    /// Hashes of its blocks. Reads all of it.
+    fn blocks(&self) -> io::Result<Blocks>;
     /// True if the bytes read so far were those of the version: asked after the last read, because the file may have
     /// changed meanwhile.
     fn still_valid(&self) -> bool;
+}
+
+/// The ranges of a version that another one does not have: those blocks whose hashes differ from that of the same place.
+pub fn differing(wanted: &Blocks, base: &Blocks) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for (i, hash) in wanted.hashes().iter().enumerate() {
+        if base.hashes().get(i) == Some(hash) {
+            continue;
+        }
+        let start = i as u64 * BLOCK_BYTES;
+        let end = (start + BLOCK_BYTES).min(wanted.len());
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_blocks_that_differ_are_missing() {
+        let block = |n: u8| [n; 32];
+        let of =
+            |hashes: &[u8], len: u64| Blocks::from_hashes(hashes.iter().map(|n| block(*n)).collect(), len).unwrap();
+        let b = BLOCK_BYTES;
+        let base = of(&[1, 2, 3, 4], 4 * b);
+        assert_eq!(differing(&of(&[1, 2, 3, 4], 4 * b), &base), []);
+        assert_eq!(differing(&of(&[1, 9, 9, 4], 4 * b), &base), [b..3 * b]);
+        assert_eq!(differing(&of(&[9, 2, 9, 4, 5], 4 * b + 7), &base), [0..b, 2 * b..3 * b, 4 * b..4 * b + 7]);
+        assert_eq!(differing(&of(&[1], b), &base), []);
+        assert_eq!(differing(&of(&[1, 2], b + 1), &of(&[], 0)), [0..b + 1]);
+        assert!(Blocks::from_hashes(vec![block(1)], b + 1).is_none());
+    }
 }

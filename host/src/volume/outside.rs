@@ -4,6 +4,7 @@ use super::Volume;
 use super::opens::base_ino;
 use crate::vfs::{Caller, DirEntry, FsStat, Opened, Result, SetStat, Stale, Stat, Vfs};
 use ice_core::ids::InodeId;
+use ice_core::op::ContentDigest;
 use std::ffi::{OsStr, OsString};
 
 /// A volume whose changes are told to the sinks of [`Vfs::on_stale`], as remote ones are. For the HTTP interface beside a
@@ -171,6 +172,12 @@ impl Vfs for Outside {
         let done = self.volume.copy_file_range(from, from_off, to, to_off, len)?;
         self.written(to);
         Ok(done)
+    }
+    fn install(&self, fh: u64, parent: u64, name: &OsStr, digest: ContentDigest) -> Result<Stat> {
+        self.made(parent, name, self.volume.install(fh, parent, name, digest))
+    }
+    fn content(&self, ino: u64) -> Option<ContentDigest> {
+        self.volume.content(ino)
     }
     fn on_stale(&self, sink: Box<dyn Fn(&[Stale]) + Send + Sync>) {
         self.volume.on_stale(sink);

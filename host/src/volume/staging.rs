@@ -4,16 +4,17 @@ use super::data::reopen;
 use super::hidden::{list, parse_staged, staged_name};
 use super::meta;
 use super::{Shared, Volume};
-use crate::digest;
-use crate::transport::{ContentStore, Fetch, Staged, VersionReader};
+use crate::digest::{self, Blocks};
+use crate::transport::{ContentStore, Fetch, Staged, VersionReader, differing};
 use ice_core::event::{IoError, Witness};
 use ice_core::ids::InodeId;
-use ice_core::op::Payload;
+use ice_core::op::{ContentDigest, Payload};
 use ice_core::time::Stamp;
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -27,12 +28,37 @@ struct Arriving {
     fetch: Fetch,
     /// `None`: it is staged already.
     file: Option<File>,
+    /// Whatever version of the file stands in `backing`.
+    base: Option<File>,
     have: u64,
 }
 
 impl Staged for Arriving {
     fn have(&self) -> u64 {
         self.have
+    }
+
+    fn has_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>> {
+        let everything: Vec<_> = std::iter::once(0..self.fetch.size).collect();
+        let (Some(base), Some(file)) = (self.base.take(), &self.file) else { return Ok(everything) };
+        let here = match Blocks::of_file(&base, base.metadata()?.len()) {
+            // It is being cut.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(everything),
+            here => here?,
+        };
+        let missing = differing(blocks, &here);
+        let (mut at, end) = (0, self.fetch.size);
+        for range in missing.iter().cloned().chain(std::iter::once(end..end)) {
+            if copy_range(&base, file, at..range.start)? < range.start - at {
+                return Ok(everything);
+            }
+            at = range.end;
+        }
+        Ok(missing)
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -67,6 +93,29 @@ impl Staged for Arriving {
     }
 }
 
+/// Copies the same range from one file to another, sharing blocks where the file system can. Short at the end of `from`.
+fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<u64> {
+    let mut at = range.start;
+    while at < range.end {
+        let (mut a, mut b) = (at, at);
+        let want = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(1 << 30);
+        let n = match rustix::fs::copy_file_range(from, Some(&mut a), to, Some(&mut b), want) {
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                let mut buf = vec![0; want.min(1 << 20)];
+                let n = from.read_at(&mut buf, at)?;
+                to.write_all_at(&buf[..n], at)?;
+                n
+            }
+            n => n?,
+        };
+        if n == 0 {
+            break;
+        }
+        at += n as u64;
+    }
+    Ok(at - range.start)
+}
+
 /// A version that is served.
 struct Served {
     s: Arc<Shared>,
@@ -96,6 +145,10 @@ impl VersionReader for Served {
         Ok(done)
     }
 
+    fn blocks(&self) -> io::Result<Blocks> {
+        Blocks::of_file(&self.file, self.size)
+    }
+
     fn still_valid(&self) -> bool {
         let Some(seen) = self.seen else { return true };
         let now = rustix::fs::fstat(&self.file).map(|st| meta::witness(&st));
@@ -110,7 +163,8 @@ impl ContentStore for Volume {
             Some((file, have)) => (Some(file), have),
             None => (None, fetch.size),
         };
-        Ok(Box::new(Arriving { s: Arc::clone(&self.s), fetch: *fetch, file, have }))
+        let base = if file.is_some() { self.s.open_base(fetch.inode) } else { None };
+        Ok(Box::new(Arriving { s: Arc::clone(&self.s), fetch: *fetch, file, base, have }))
     }
 
     fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>> {
@@ -220,6 +274,23 @@ impl Shared {
                 Err(e) => tracing::warn!(name, error = %e, "staged content cannot be removed"),
             }
         }
+    }
+
+    /// Whatever version of a file stands in `backing`.
+    fn open_base(&self, inode: InodeId) -> Option<File> {
+        let place = self.place_of(inode).ok().filter(|place| place.info.kind.is_file())?;
+        let (fd, _) = self.object_at(&place).ok()?;
+        let file = File::from(reopen(fd.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK).ok()?);
+        file.metadata().is_ok_and(|m| m.len() > 0).then_some(file)
+    }
+
+    /// The digest of the bytes that stand in `backing`, if the core knows them and nobody changed them since.
+    pub(crate) fn known_digest(&self, ino: u64) -> Option<ContentDigest> {
+        let place = self.place(ino).ok().filter(|place| place.info.kind.is_file())?;
+        let (_, digest) = place.info.held_content?;
+        let written = self.opens.of(place.inode).is_some_and(|open| open.state().dirty.is_some());
+        let (_, st) = self.object_at(&place).ok()?;
+        (!written && meta::witness(&st) == place.info.witness).then_some(digest)
     }
 
     /// This version stands in `backing`, and nothing was written since.

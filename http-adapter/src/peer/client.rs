@@ -11,17 +11,18 @@ use hyper::{Request, Response, StatusCode, header, upgrade};
 use ice_host::runtime::BoxStream;
 use ice_host::transport::url::BaseUrl;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// From a name to a TCP connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// From a connection to the head of the answer, each step.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// A request that the other side takes nothing of.
 const WRITE_STALL: Duration = Duration::from_secs(15);
-/// Idle connections are kept this long, and this many per address.
-const IDLE_LIMIT: Duration = Duration::from_secs(20);
+/// Idle connections are kept this long (less than the other side keeps them), and this many per address.
+const IDLE_LIMIT: Duration = Duration::from_secs(15);
 const IDLE_PER_URL: usize = 8;
 /// Bytes of an error's text that are read.
 const REASON_MAX_BYTES: usize = 4096;
@@ -83,36 +84,44 @@ impl Client {
         }
     }
 
-    async fn send(&self, sender: &mut Sender, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String> {
-        match self.rt.timeout(ANSWER_LIMIT, sender.send_request(request)).await {
+    async fn send(
+        &self,
+        sender: &mut Sender,
+        request: Request<Empty<Bytes>>,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, String> {
+        match self.rt.timeout(limit, sender.send_request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(format!("no answer: {e}")),
-            Err(_) => Err(format!("no answer within {ANSWER_LIMIT:?}")),
+            Err(_) => Err(format!("no answer within {limit:?}")),
         }
     }
 
-    /// Asks for bytes from `from` on of something. The connection is given back with [`Client::keep`] when the body was
+    /// Asks for something, or for some of its bytes. The connection is given back with [`Client::keep`] when the body was
     /// read to its end.
     pub(crate) async fn get_range(
         &self,
         url: &BaseUrl,
         path: &str,
-        from: u64,
+        range: Option<&Range<u64>>,
+        limit: Duration,
     ) -> Result<(Sender, Response<Incoming>), String> {
         let request = || {
-            self.get(url, path)
-                .header(header::RANGE, format!("bytes={from}-"))
-                .body(Empty::new())
-                .map_err(|e| format!("bad request: {e}"))
+            let mut request = self.get(url, path);
+            if let Some(range) = range {
+                request =
+                    request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+            }
+            request.body(Empty::new()).map_err(|e| format!("bad request: {e}"))
         };
         // A kept connection may have been closed meanwhile: then a new one decides.
         if let Some(mut sender) = self.kept(url)
-            && let Ok(response) = self.send(&mut sender, request()?).await
+            && let Ok(response) = self.send(&mut sender, request()?, limit).await
         {
             return Ok((sender, response));
         }
         let mut sender = self.connect(url).await?;
-        let response = self.send(&mut sender, request()?).await?;
+        let response = self.send(&mut sender, request()?, limit).await?;
         Ok((sender, response))
     }
 
@@ -153,7 +162,7 @@ impl Client {
             .body(Empty::new())
             .map_err(|e| format!("bad request: {e}"))?;
         let mut sender = self.connect(url).await?;
-        let response = self.send(&mut sender, request).await?;
+        let response = self.send(&mut sender, request, ANSWER_LIMIT).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(self.reason(response).await);
         }

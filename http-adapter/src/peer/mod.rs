@@ -15,6 +15,10 @@ use std::io;
 pub(crate) const PEER_PATH: &str = "/v1/peer";
 /// Where peers get content.
 pub(crate) const CONTENT_PATH: &str = "/v1/peer/content";
+/// Where peers get the hashes of a version's blocks.
+pub(crate) const BLOCKS_PATH: &str = "/v1/peer/blocks";
+/// Larger versions are transferred whole: 32 bytes for each block of 256 KiB must fit into memory.
+pub(crate) const BLOCKS_OF_MAX_BYTES: u64 = 64 << 30;
 /// The only protocol spoken after an upgrade. The number changes with the framing; messages carry their own version.
 pub(crate) const PROTOCOL: &str = "icecluster/1";
 /// 32 random bytes in hex, from the dialler.

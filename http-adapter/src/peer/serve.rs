@@ -15,8 +15,9 @@ use ice_core::ids::{InodeId, ReplicaId};
 use ice_core::time::{Hlc, Stamp};
 use ice_host::transport::VersionReader;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Content requests served at once.
@@ -29,6 +30,7 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>(net: &Net) -> Router<S> {
     Router::new()
         .route(super::PEER_PATH, get(upgrade))
         .route(super::CONTENT_PATH, get(content))
+        .route(super::BLOCKS_PATH, get(blocks))
         .with_state(net.inner().clone())
 }
 
@@ -98,17 +100,46 @@ fn parse_query(query: &str) -> Option<(InodeId, Stamp)> {
     Some((InodeId(inode?), version?))
 }
 
-/// `bytes=N-`, the only form that peers use; nothing means from the start.
-fn parse_from(range: Option<&HeaderValue>) -> Option<u64> {
-    match range {
-        None => Some(0),
-        Some(v) => v.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok(),
+/// `bytes=N-` or `bytes=N-M`, the only forms that peers use; nothing means all. The end may lie beyond the file's.
+fn parse_range(range: Option<&HeaderValue>) -> Option<Range<u64>> {
+    let Some(range) = range else { return Some(0..u64::MAX) };
+    let (first, last) = range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
+    let last = if last.is_empty() { u64::MAX } else { last.parse::<u64>().ok()?.saturating_add(1) };
+    let range = first.parse().ok()?..last;
+    (range.start < range.end).then_some(range)
+}
+
+async fn open(net: &Arc<Inner>, inode: InodeId, version: Stamp) -> Result<Box<dyn VersionReader>, Failure> {
+    let store = net.store.clone();
+    match net.rt.blocking(move || store.open_version(inode, version)).await.and_then(|r| r) {
+        Ok(Some(reader)) => Ok(reader),
+        Ok(None) => Err(Failure::new(StatusCode::GONE, "gone", "this version is not here any more")),
+        Err(e) => {
+            tracing::warn!(%inode, %version, "content cannot be served: {e}");
+            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "io", format!("it cannot be read: {e}")))
+        }
+    }
+}
+
+/// One of the [`SERVING_MAX`] places.
+struct Place(Arc<Inner>);
+
+impl Place {
+    fn take(net: &Arc<Inner>) -> Option<Place> {
+        let enter = |n| (n < SERVING_MAX).then_some(n + 1);
+        net.serving.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).ok().map(|_| Place(net.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.serving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 struct Served {
     reader: Box<dyn VersionReader>,
-    net: Arc<Inner>,
+    _place: Place,
 }
 
 impl ReadAt for Served {
@@ -120,48 +151,51 @@ impl ReadAt for Served {
     }
 }
 
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.net.serving.fetch_sub(1, Ordering::Relaxed);
-    }
+fn bad_request(what: &str) -> Failure {
+    Failure::bad_request("bad_request", what)
 }
 
-/// Takes a place among those being served, if there is one.
-fn enter(serving: &AtomicUsize) -> bool {
-    serving.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < SERVING_MAX).then_some(n + 1)).is_ok()
+fn busy() -> Failure {
+    Failure::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many transfers at once")
 }
 
 async fn content(State(net): State<Arc<Inner>>, request: Request) -> Result<Response, Failure> {
-    let bad = |what| Failure::new(StatusCode::BAD_REQUEST, "bad_request", what);
-    let (inode, version) =
-        parse_query(request.uri().query().unwrap_or("")).ok_or(bad("inode and version are needed"))?;
-    let from = parse_from(request.headers().get(header::RANGE)).ok_or(bad("only bytes=N- is understood"))?;
-    let store = net.store.clone();
-    let opened = net.rt.blocking(move || store.open_version(inode, version)).await.and_then(|r| r);
-    let reader = match opened {
-        Ok(Some(reader)) => reader,
-        Ok(None) => return Err(Failure::new(StatusCode::GONE, "gone", "this version is not here any more")),
-        Err(e) => {
-            tracing::warn!(%inode, %version, "content cannot be served: {e}");
-            return Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "io", e.to_string()));
-        }
-    };
+    let query = request.uri().query().unwrap_or("");
+    let (inode, version) = parse_query(query).ok_or(bad_request("inode and version are needed"))?;
+    let range = parse_range(request.headers().get(header::RANGE));
+    let range = range.ok_or(bad_request("only bytes=N- and bytes=N-M are understood"))?;
+    let place = Place::take(&net).ok_or_else(busy)?;
+    let reader = open(&net, inode, version).await?;
     let size = reader.size();
-    if from >= size {
+    if range.start >= size {
         return Err(Failure::new(StatusCode::RANGE_NOT_SATISFIABLE, "range", "there are fewer bytes"));
     }
-    if !enter(&net.serving) {
-        return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many transfers at once"));
-    }
-    let rt = net.rt.clone();
-    let file = Arc::new(Served { reader, net });
+    let end = range.end.min(size);
+    let file = Arc::new(Served { reader, _place: place });
     let response = Response::builder()
         .status(StatusCode::PARTIAL_CONTENT)
         .header(header::CONTENT_TYPE, "application/octet-stream")
-        .header(header::CONTENT_LENGTH, size - from)
-        .header(header::CONTENT_RANGE, format!("bytes {from}-{}/{size}", size - 1))
-        .body(Body::from_stream(ReadStream::new(&rt, file, from, size)));
-    response.map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string()))
+        .header(header::CONTENT_LENGTH, end - range.start)
+        .header(header::CONTENT_RANGE, format!("bytes {}-{}/{size}", range.start, end - 1))
+        .body(Body::from_stream(ReadStream::new(&net.rt, file, range.start, end)));
+    response.map_err(Failure::internal)
+}
+
+/// The hashes of all blocks, one after the other.
+async fn blocks(State(net): State<Arc<Inner>>, request: Request) -> Result<Response, Failure> {
+    let query = request.uri().query().unwrap_or("");
+    let (inode, version) = parse_query(query).ok_or(bad_request("inode and version are needed"))?;
+    let place = Place::take(&net).ok_or_else(busy)?;
+    let reader = open(&net, inode, version).await?;
+    if reader.size() > super::BLOCKS_OF_MAX_BYTES {
+        return Err(Failure::new(StatusCode::NOT_FOUND, "too_large", "fetch it whole"));
+    }
+    let blocks = net.rt.blocking(move || {
+        let _place = place;
+        reader.blocks()
+    });
+    let blocks = blocks.await.and_then(|b| b).map_err(Failure::internal)?;
+    Ok(blocks.hashes().concat().into_response())
 }
 
 #[cfg(test)]
@@ -178,16 +212,25 @@ mod tests {
         {
             assert_eq!(parse_query(bad), None, "{bad}");
         }
-        assert_eq!(parse_from(None), Some(0));
-        assert_eq!(parse_from(Some(&HeaderValue::from_static("bytes=7-"))), Some(7));
-        assert_eq!(parse_from(Some(&HeaderValue::from_static("bytes=7-9"))), None);
+        assert_eq!(parse_range(None), Some(0..u64::MAX));
+        for (text, range) in [
+            ("bytes=7-", Some(7..u64::MAX)),
+            ("bytes=7-9", Some(7..10)),
+            ("bytes=7-18446744073709551615", Some(7..u64::MAX)),
+            ("bytes=9-7", None),
+            ("bytes=-7", None),
+            ("bytes=1-2,3-4", None),
+            ("7-9", None),
+        ] {
+            assert_eq!(parse_range(Some(&HeaderValue::from_static(text))), range, "{text}");
+        }
     }
 
     proptest! {
         #[test]
         fn no_query_panics(query in ".*", range in "[ -~]*") {
             let _ = parse_query(&query);
-            let _ = parse_from(HeaderValue::from_str(&range).ok().as_ref());
+            let _ = parse_range(HeaderValue::from_str(&range).ok().as_ref());
         }
     }
 }

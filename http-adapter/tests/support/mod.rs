@@ -11,14 +11,16 @@ use ice_core::action::Refused;
 use ice_core::event::{Ack, Admin, Event};
 use ice_core::ids::InodeId;
 use ice_core::time::Stamp;
+use ice_host::digest::{BLOCK_BYTES, Blocks};
 use ice_host::payload::PayloadPool;
 use ice_host::runtime::Runtime;
-use ice_host::transport::{ContentStore, Fetch, Sink, Staged, VersionReader};
+use ice_host::transport::{ContentStore, Fetch, Sink, Staged, VersionReader, differing};
 use ice_http::{ApiConfig, Bound, Limits, Net, NetConfig, Rt, Server, TlsServer, router};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -71,9 +73,20 @@ impl Recorder {
 pub struct MemStore {
     pub versions: Mutex<HashMap<(InodeId, Stamp), Arc<Vec<u8>>>>,
     pub staged: Mutex<HashMap<(InodeId, Stamp), Vec<u8>>>,
+    /// The next reuse takes other bytes than it should.
+    pub spoil_reuse: Mutex<bool>,
+    /// Another version that is here.
+    pub base: Mutex<Option<Vec<u8>>>,
+    /// What went over the network.
+    pub written: Mutex<Vec<Range<u64>>>,
     pub fail_write: Mutex<Option<i32>>,
     /// Of the reads to come, the one from this offset on fails.
     pub break_read_at: Mutex<Option<u64>>,
+}
+
+fn blocks_of(bytes: &[u8]) -> Blocks {
+    let hashes = bytes.chunks(BLOCK_BYTES as usize).map(|b| *blake3::hash(b).as_bytes()).collect();
+    Blocks::from_hashes(hashes, bytes.len() as u64).unwrap()
 }
 
 struct MemReader {
@@ -96,6 +109,9 @@ impl VersionReader for MemReader {
         buf[..n].copy_from_slice(&rest[..n]);
         Ok(n)
     }
+    fn blocks(&self) -> io::Result<Blocks> {
+        Ok(blocks_of(&self.bytes))
+    }
     fn still_valid(&self) -> bool {
         true
     }
@@ -104,32 +120,59 @@ impl VersionReader for MemReader {
 struct MemStaged {
     store: Arc<MemStore>,
     fetch: Fetch,
+    have: u64,
+    missing: Vec<Range<u64>>,
 }
 
 impl Staged for MemStaged {
     fn have(&self) -> u64 {
-        let staged = self.store.staged.lock().unwrap();
-        staged.get(&(self.fetch.inode, self.fetch.version)).map_or(0, |v| v.len() as u64)
+        self.have
+    }
+    fn has_base(&self) -> bool {
+        self.store.base.lock().unwrap().is_some()
+    }
+    fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>> {
+        let base = self.store.base.lock().unwrap().clone().unwrap();
+        self.missing = differing(blocks, &blocks_of(&base));
+        let mut all = vec![0; blocks.len() as usize];
+        let n = all.len().min(base.len());
+        all[..n].copy_from_slice(&base[..n]);
+        for range in &self.missing {
+            all[range.start as usize..range.end as usize].fill(0);
+        }
+        if std::mem::take(&mut *self.store.spoil_reuse.lock().unwrap()) {
+            all.fill(7);
+        }
+        self.store.staged.lock().unwrap().insert((self.fetch.inode, self.fetch.version), all);
+        Ok(self.missing.clone())
     }
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if let Some(errno) = *self.store.fail_write.lock().unwrap() {
             return Err(io::Error::from_raw_os_error(errno));
         }
+        let range = offset..offset + bytes.len() as u64;
+        let missing = self.missing.first_mut().expect("nothing more is missing");
+        assert!(missing.start == range.start && range.end <= missing.end, "in order, without gaps");
+        missing.start = range.end;
+        if missing.is_empty() {
+            self.missing.remove(0);
+        }
         let mut staged = self.store.staged.lock().unwrap();
         let to = staged.entry((self.fetch.inode, self.fetch.version)).or_default();
-        assert_eq!(to.len() as u64, offset, "in order, without gaps");
-        to.extend_from_slice(bytes);
+        to.resize(to.len().max(range.end as usize), 0);
+        to[range.start as usize..range.end as usize].copy_from_slice(bytes);
+        self.store.written.lock().unwrap().push(range);
         Ok(())
     }
     fn finish(self: Box<Self>) -> io::Result<bool> {
         let key = (self.fetch.inode, self.fetch.version);
         let mut staged = self.store.staged.lock().unwrap();
         let bytes = staged.get(&key).cloned().unwrap_or_default();
-        let right = ice_host::digest::of_bytes(&bytes) == self.fetch.digest;
-        if !right {
-            staged.remove(&key);
+        if ice_host::digest::of_bytes(&bytes) == self.fetch.digest {
+            return Ok(true);
         }
-        Ok(right)
+        staged.remove(&key);
+        Ok(false)
     }
 }
 
@@ -138,7 +181,9 @@ pub struct Store(pub Arc<MemStore>);
 
 impl ContentStore for Store {
     fn stage(&self, fetch: &Fetch) -> io::Result<Box<dyn Staged>> {
-        Ok(Box::new(MemStaged { store: self.0.clone(), fetch: *fetch }))
+        let have = self.0.staged.lock().unwrap().get(&(fetch.inode, fetch.version)).map_or(0, |v| v.len() as u64);
+        let missing = std::iter::once(have..fetch.size).filter(|r| !r.is_empty()).collect();
+        Ok(Box::new(MemStaged { store: self.0.clone(), fetch: *fetch, have, missing }))
     }
     fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>> {
         let found = self.0.versions.lock().unwrap().get(&(inode, version)).cloned();

@@ -3,7 +3,7 @@
 use super::Next;
 use super::desk::{Flight, What, Work};
 use crate::action::{Apply, Source, Spot};
-use crate::ids::Name;
+use crate::ids::{EntryId, Name};
 use crate::op::ContentDigest;
 use crate::time::Stamp;
 use crate::tree::heads::Verdict;
@@ -87,8 +87,12 @@ impl Tree {
         if let Some(up) = self.seat_dir(e).and_then(|d| self.held_up(d)) {
             return Next::soon(up);
         }
+        let last = !dir && self.seats(i).len() == 1;
+        if last && self.entries_of(i).into_iter().any(|o| self.entries[o].has(LIVE)) {
+            return Next::stuck(i); // Another name is to be linked to it first: the bytes may be nowhere else.
+        }
         let held = self.held(i).stamp;
-        if self.heads.contains(&(i, held)) && self.seats(i).len() == 1 {
+        if last && self.heads.contains(&(i, held)) {
             match self.verdict(i, held) {
                 Verdict::Drop => {}
                 Verdict::Wait => return Next::soon(i),
@@ -112,8 +116,12 @@ impl Tree {
         let apply = Apply::Move { inode: self.id_of(i), from: self.spot_of(&seat, e), to: self.spot_of(&to, e) };
         let mut f = self.flight(What::MoveToCopy, e, Some(seat), None);
         f.dirs.push(dir);
-        f.keep = Some((v, dir, name));
+        f.keep = Some((self.copy_id(i, v), v, dir, name));
         self.begin(f, apply, out)
+    }
+
+    pub(super) fn copy_id(&self, i: u32, v: Version) -> EntryId {
+        EntryId::derive_conflict(self.id_of(i), v.stamp)
     }
 
     /// Where the copy of a losing version may stand: beside the file.
@@ -126,8 +134,7 @@ impl Tree {
                 (dir, n.name.clone()?)
             }
         };
-        let id = crate::ids::EntryId::derive_conflict(self.id_of(i), v.stamp);
-        let free = self.copy_name(dir, &name, v.stamp, id)?;
+        let free = self.copy_name(dir, &name, v.stamp, self.copy_id(i, v))?;
         Some((dir, free))
     }
 
@@ -161,6 +168,9 @@ impl Tree {
             f.dirs.extend(self.seat_dir(other));
             return self.begin(f, Apply::Link { inode, from, to: self.spot_of(&to, e) }, out);
         }
+        if let Some(lost) = self.work.keeping(self.entries[e].id()) {
+            return Next::soon(lost); // It comes to disk another way.
+        }
         let Some(kind) = self.kind(i) else { return Next::stuck(i) };
         let (version, size, digest) = if kind.is_file() { self.winner(i) } else { NOTHING };
         let Some(source) = self.source(i, version, size, have) else {
@@ -186,9 +196,11 @@ impl Tree {
         let id = self.id_of(i);
         have(id, version).or_else(|| {
             // The first content of a conflict copy is staged under the name of the version that lost.
-            let first = self.versions.get(&(i, version)).is_some_and(|v| v.base.is_zero());
-            let (inode, lost) = self.copy_of.get(&id).filter(|_| first)?;
-            have(*inode, *lost)
+            let (inode, lost) = self.copy_of.get(&id)?;
+            let kept = self.versions.get(&(self.inode_of(*inode)?, *lost))?;
+            let wanted = self.versions.get(&(i, version))?;
+            let same = (kept.size, kept.digest) == (wanted.size, wanted.digest);
+            if same { have(*inode, *lost) } else { None }
         })
     }
 

@@ -88,6 +88,6 @@ impl Tree {
 
     /// `own_ops` has something to do.
     pub fn has_own_ops(&self) -> bool {
-        !self.kept.is_empty() || !self.heads_due.is_empty() || !self.rebirths.is_empty()
+        !(self.kept.is_empty() && self.heads_due.is_empty() && self.rebirths.is_empty())
     }
 }
