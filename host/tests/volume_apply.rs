@@ -402,7 +402,7 @@ fn inline_payloads_are_staged_and_forgotten() {
     rig.volume.submit(Io::Unstage { inode, version }).unwrap();
     rig.wait("the end of it", || rig.volume.staged().is_empty());
     let other = Io::LogSync { token };
-    assert_eq!(rig.volume.submit(other.clone()), Err(other));
+    assert_eq!(rig.volume.submit(other.clone()), Err(Box::new(other)));
 }
 
 #[test]
