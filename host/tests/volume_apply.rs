@@ -343,7 +343,7 @@ fn large_content_is_received_in_parts_resumed_verified_and_installed() {
     // Resumed at a whole block; what follows is sent again.
     let mut arriving = rig.volume.stage(&fetch).unwrap();
     let have = arriving.have() as usize;
-    assert!(have > 0 && have <= 600_000 && have as u64 % digest::BLOCK_BYTES == 0);
+    assert!(have > 0 && have <= 600_000 && (have as u64).is_multiple_of(digest::BLOCK_BYTES));
     arriving.write_at(have as u64, &bytes[have..]).unwrap();
     assert!(arriving.finish().unwrap());
     assert_eq!(rig.volume.staged(), [(inode, version)]);
