@@ -167,11 +167,8 @@ impl Shared {
     fn reading_fd(&self, open: &Open, inode: InodeId) -> Result<File> {
         let held = open.state().files.first().cloned();
         let fd: OwnedFd = match held {
-            Some(file) => match reopen(file.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK) {
-                Ok(fd) => fd,
-                // An unprivileged daemon and a file that its owner may not read.
-                Err(e) => return Err(e),
-            },
+            // Fails for an unprivileged daemon and a file that its owner may not read.
+            Some(file) => reopen(file.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK)?,
             None => {
                 let place = self.place_of(inode)?;
                 let (fd, st) = self.object_at(&place)?;
