@@ -1,4 +1,5 @@
 //! Random concurrent changes on three replicas, delivered in any order: they must converge, and no bytes may be lost.
+#![allow(clippy::disallowed_methods, reason = "only the core itself must not look around")]
 
 mod tree_support;
 

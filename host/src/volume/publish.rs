@@ -172,6 +172,7 @@ impl Shared {
             Some(file) if rustix::fs::fcntl_getfl(&*file)? & OFlags::RWMODE != OFlags::WRONLY => {
                 rustix::io::fcntl_dupfd_cloexec(&*file, 0)?
             }
+            // Fails for an unprivileged daemon and a file that its owner may not read.
             Some(file) => reopen(file.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK)?,
             None => {
                 let place = self.place_of(inode)?;
