@@ -26,21 +26,16 @@ pub const HUNTS: &[Hunt] = &[
     hunt(Bug::SkipSync, "crashes", 300),
     hunt(Bug::AckBeforeDurable, "crashes", 300),
     hunt(Bug::AckBeforeContent, "churn", 300),
-    hunt(Bug::ForgetTombstone, "partitions", 300),
     hunt(Bug::ApplyOutOfOrder, "default", 300),
-    hunt(Bug::CompareByMtime, "partitions", 300),
     hunt(Bug::LoseConflictCopy, "partitions", 300),
+    hunt(Bug::DeleteWins, "partitions", 300),
     hunt(Bug::NoResend, "default", 300),
     hunt(Bug::ReuseLife, "crashes", 300),
     hunt(Bug::MissRelease, "default", 50),
     hunt(Bug::ReleaseTwice, "default", 50),
-    hunt(Bug::AllowCycle, "partitions", 300),
-    hunt(Bug::DeleteWins, "partitions", 300),
     hunt(Bug::ReplyTwice, "default", 50),
     hunt(Bug::WaitForever, "two-nodes", 300),
-    hunt(Bug::CountDownMember, "two-nodes", 300),
     hunt(Bug::CutEarly, "crashes", 300),
-    hunt(Bug::IgnoreIncarnation, "crashes", 300),
 ];
 
 /// What a hunt came to.

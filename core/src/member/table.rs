@@ -2,7 +2,6 @@
 
 use super::phi::Phi;
 use crate::action::{Notice, Send};
-use crate::bug::Bug;
 use crate::config::Config;
 use crate::ids::{LinkId, ReplicaId};
 use crate::limits::{MEMBERS_MAX, NODE_NAME_MAX_BYTES, URL_MAX_BYTES, URLS_PER_MEMBER_MAX};
@@ -107,7 +106,6 @@ pub(crate) struct Members {
     redial: Span,
     dial_failures: u32,
     stopping: bool,
-    ignore_incarnation: bool,
     /// We were told that we are no member any more.
     pub(crate) expelled: bool,
     /// Something changed since the last tick; otherwise nothing is due before `next`.
@@ -152,7 +150,6 @@ impl Members {
             redial: config.redial,
             dial_failures: config.dial_failures.max(1),
             stopping: false,
-            ignore_incarnation: config.has(Bug::IgnoreIncarnation),
             expelled: false,
             changed: true,
             next: None,
@@ -390,7 +387,7 @@ impl Members {
             return Some("the introduction breaks a limit".into());
         }
         if let Some(p) = self.peers.get(&them.replica) {
-            if them.incarnation < p.info.incarnation && !self.ignore_incarnation {
+            if them.incarnation < p.info.incarnation {
                 return Some(format!(
                     "start {} of {} is over, start {} was seen",
                     them.incarnation, them.name, p.info.incarnation

@@ -66,10 +66,10 @@ impl Syncs {
     }
 
     /// Those whose policy is met: (token, copies).
-    pub(crate) fn met(&mut self, durable: u64, others: &[Copy], count_down: bool) -> Vec<(OpToken, u32)> {
+    pub(crate) fn met(&mut self, durable: u64, others: &[Copy]) -> Vec<(OpToken, u32)> {
         let mut done = Vec::new();
         self.waiting.retain(|token, w| {
-            let remote = others.iter().filter(|c| c.held >= w.seq || (count_down && !c.up)).count();
+            let remote = others.iter().filter(|c| c.held >= w.seq).count();
             let met = durable >= w.seq && remote + 1 >= needed(w.ack, others);
             if met {
                 done.push((*token, (remote + 1) as u32));

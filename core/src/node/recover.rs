@@ -54,6 +54,7 @@ impl Node {
     pub fn recover(config: Config, seed: Seed, disk: Recovered) -> Node {
         let mut damage: Vec<alloc::string::String> = Vec::new();
         let mut tree = Tree::new();
+        tree.plant(config.bug);
         let mut meta = Meta::default();
         for (key, value) in &disk.pages {
             match key.split_first() {

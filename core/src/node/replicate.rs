@@ -311,8 +311,7 @@ impl Node {
         // A node that holds nothing to be made durable holds it all.
         let durable = if self.last_own() == 0 { u64::MAX } else { durable };
         let copies = self.copies();
-        let count_down = self.config.has(Bug::CountDownMember);
-        for (token, copies) in self.syncs.met(durable, &copies, count_down) {
+        for (token, copies) in self.syncs.met(durable, &copies) {
             self.reply(token, Reply::Synced { copies });
         }
     }

@@ -5,6 +5,7 @@ use super::names::conflict_name;
 use super::plan::{Kept, Work};
 use super::{Conflict, Have, LocalOp, LocalOutcome, Mint, ROOT, Tree, Version};
 use crate::action::LogRecord;
+use crate::bug::Bug;
 use crate::ids::{EntryId, InodeId, Name};
 use crate::op::{Attr, Kind, Make, OpBody};
 use crate::time::Stamp;
@@ -65,6 +66,9 @@ impl Tree {
         }
         let copy = EntryId::derive_conflict(self.inodes[i].id(), version);
         if self.by_entry.contains_key(&copy) {
+            return Verdict::Drop;
+        }
+        if self.has_bug(Bug::LoseConflictCopy) {
             return Verdict::Drop;
         }
         if unknown { Verdict::Wait } else { Verdict::Keep(*v) }

@@ -3,6 +3,7 @@
 use super::model::*;
 use super::slab::NONE;
 use super::{ROOT, Tree, plan};
+use crate::bug::Bug;
 use crate::time::Stamp;
 
 impl Tree {
@@ -38,7 +39,7 @@ impl Tree {
         if i.tag == Tag::Unknown || n.name.is_none() || n.has(FORGOTTEN) || odd {
             return false;
         }
-        self.unremoved(e) || (i.tag == Tag::File && self.revived(e))
+        self.unremoved(e) || (i.tag == Tag::File && !self.has_bug(Bug::DeleteWins) && self.revived(e))
     }
 
     /// All names of the file are deleted, this one last, and there is newer content than its deleters had seen.

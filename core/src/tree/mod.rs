@@ -144,6 +144,8 @@ pub struct Tree {
     gone: BTreeSet<InodeId>,
     dirty_keys: BTreeSet<Box<[u8]>>,
     sums: sum::Sums,
+    /// Planted, for tests of the tests.
+    bug: Option<crate::bug::Bug>,
 }
 
 impl Default for Tree {
@@ -153,6 +155,15 @@ impl Default for Tree {
 }
 
 impl Tree {
+    /// Plants a bug. Without the feature `planted-bugs` it has no effect.
+    pub(crate) fn plant(&mut self, bug: Option<crate::bug::Bug>) {
+        self.bug = bug;
+    }
+
+    fn has_bug(&self, bug: crate::bug::Bug) -> bool {
+        cfg!(feature = "planted-bugs") && self.bug == Some(bug)
+    }
+
     /// A tree that holds only the root directory.
     pub fn new() -> Tree {
         let mut t = Tree {
@@ -196,6 +207,7 @@ impl Tree {
             gone: BTreeSet::new(),
             dirty_keys: BTreeSet::new(),
             sums: sum::Sums::default(),
+            bug: None,
         };
         let mut root = Inode::new(InodeId::ROOT);
         root.tag = Tag::Dir;
