@@ -199,6 +199,10 @@ pub fn promises_at_end(world: &mut World) {
             );
             verdict = Some(("payload balance", text));
         }
+        if let Some(((inode, version), _)) = host.disk.staged.iter().next() {
+            let text = format!("n{} still has version {version} of {inode} in its staging area", n + 1);
+            verdict = Some(("nothing grows", text));
+        }
     }
     if let Some((judge, text)) = verdict {
         world.fail(judge, text);

@@ -120,6 +120,12 @@ impl Content {
         self.at_hand.len() + self.needs.len()
     }
 
+    /// The first inode behind `after` of which anything is here or needed.
+    pub(crate) fn behind(&self, after: Option<InodeId>) -> Option<InodeId> {
+        let (a, b) = (super::first_behind(&self.at_hand, after), super::first_behind(&self.needs, after));
+        a.into_iter().chain(b).min()
+    }
+
     /// Versions that are wanted.
     pub(crate) fn needed(&self) -> Vec<(InodeId, Stamp)> {
         self.needs.keys().copied().collect()

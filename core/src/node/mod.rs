@@ -97,6 +97,8 @@ pub struct Node {
     content_cap: BTreeMap<ReplicaId, u64>,
     round: Option<Round>,
     serving: Vec<Serving>,
+    /// Where the look at what content is still wanted goes on.
+    settled_upto: Option<InodeId>,
     flights: BTreeMap<IoToken, Flight>,
     next_io: u64,
     rounds: u64,

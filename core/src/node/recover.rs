@@ -136,6 +136,7 @@ impl Node {
             content_cap: BTreeMap::new(),
             round: None,
             serving: Vec::new(),
+            settled_upto: None,
             flights: BTreeMap::new(),
             next_io: 0,
             rounds: config.incarnation.0 << 32,
