@@ -130,6 +130,7 @@ impl World {
             }
             host.fs.sync();
             host.disk.commit(cut);
+            host.scars = host.scars.filter(|s| *s == u64::MAX);
             self.sometimes.saw("checkpoint committed");
         }
         Ok(IoResult::Stored)

@@ -53,7 +53,9 @@ impl World {
             }
             break;
         }
-        self.hosts[n].recovering = false;
+        if std::mem::take(&mut self.hosts[n].recovering) && after_machine_crash {
+            self.hosts[n].scars = Some(self.hosts[n].disk.mark());
+        }
     }
 
     /// Reports something. False: nothing differs any more.

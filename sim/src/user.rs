@@ -80,11 +80,10 @@ impl World {
                 Ok(())
             }
             UserOp::Open(p, w, size) => {
-                let ino = self.open(n, direct, p, true)?;
-                if self.hosts[n].process.as_ref().is_some_and(|q| q.opened.contains_key(p)) {
-                    self.close(n, direct, ino, p);
-                    return Ok(());
+                if self.hosts[n].process.as_ref().is_none_or(|q| q.opened.contains_key(p)) {
+                    return Err(FsError::Exists);
                 }
+                let ino = self.open(n, direct, p, true)?;
                 self.process(n).opened.insert(p.clone(), ino);
                 if let Err(e) = self.write(n, direct, ino, w, *size) {
                     self.process(n).opened.remove(p);

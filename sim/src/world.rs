@@ -275,6 +275,7 @@ impl World {
             }
             Ev::LogSync(_, _, token, mark) => {
                 let result = if self.hosts[n].disk.sync(mark) {
+                    self.hosts[n].scars = self.hosts[n].scars.filter(|s| *s > mark);
                     IoResult::LogSynced
                 } else {
                     self.sometimes.saw("log sync failed");
@@ -783,6 +784,7 @@ impl World {
         }));
         host.power = Power::Up;
         host.recovering = host.incarnation.0 > 1;
+        host.scars = (host.ending == Ending::MachineCrash).then_some(u64::MAX);
         host.fs.clear_scratch();
         let epoch = host.epoch;
         self.tell(|| format!("n{} starts", n + 1));
@@ -815,7 +817,10 @@ impl World {
         }
         let host = &mut self.hosts[n];
         host.power = Power::Down;
-        host.ending = ending;
+        if ending == Ending::Clean {
+            host.scars = None;
+        }
+        host.ending = if host.scars.is_some() { Ending::MachineCrash } else { ending };
         host.stop_at = None;
         host.recovering = false;
         if host.last_sync == LastSync::Waiting {
