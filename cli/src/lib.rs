@@ -8,3 +8,4 @@ pub mod daemon;
 pub mod dev;
 pub mod logging;
 pub mod program;
+pub mod start;

@@ -6,22 +6,23 @@ use ice_core::event::Admin;
 use ice_core::rng::Seed;
 use ice_fuse::{Mount, MountOptions};
 use ice_host::config::{Config, RuntimeKind};
-use ice_host::engine::Engine;
+use ice_host::engine::{Engine, Tape};
 use ice_host::identity::DataDir;
 use ice_host::log::{LogLane, Options as LogOptions};
-use ice_host::node::{FileActions, Lanes, TapeFile, core_config, log_dir, recover};
+use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
 use ice_host::payload::PayloadPool;
+use ice_host::recorder::Recorder;
 use ice_host::runtime::Runtime;
 use ice_host::transport::Transport;
 use ice_host::vfs::Vfs;
 use ice_host::volume::{Options as VolumeOptions, Volume};
 use ice_http::{
-    ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles, router,
+    ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles,
+    router,
 };
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
 
 /// Bytes of small content in flight or kept for members that lag.
 const POOL_BYTES: usize = 256 << 20;
@@ -49,7 +50,9 @@ pub fn start(config: &Config, _handle: Handle) -> Result<Box<dyn Running>> {
         RuntimeKind::Tokio => {
             start_on(config, ice_tokio::Tokio::new(RUNTIME_THREADS).context("cannot start the tokio runtime")?)
         }
-        RuntimeKind::Smol => start_on(config, ice_smol::Smol::new(RUNTIME_THREADS).context("cannot start the smol runtime")?),
+        RuntimeKind::Smol => {
+            start_on(config, ice_smol::Smol::new(RUNTIME_THREADS).context("cannot start the smol runtime")?)
+        }
     }
 }
 
@@ -75,8 +78,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let address = bound.local_addr();
     let urls = config.advertised(address.port())?;
     let protocol = core_config(config, &found.data, urls.clone());
-    let tape = match &config.trace {
-        Some(path) => Some(TapeFile::create(path).with_context(|| format!("trace {}", path.display()))?),
+    let tape: Option<Box<dyn Tape>> = match &config.trace {
+        Some(path) => Some(Box::new(Recorder::create(path).with_context(|| format!("trace {}", path.display()))?)),
         None => None,
     };
     let seed = Seed(protocol.replica.0 ^ protocol.incarnation.0.rotate_left(32));
@@ -88,13 +91,17 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         Some(files) => Some(TlsServer::from_files(&files.cert, &files.key).context("tls_cert, tls_key")?),
         None => None,
     };
-    let wants_tls = config.tls.is_some() || config.cacert.is_some() || config.join.iter().any(|u| u.starts_with("https:"));
+    let wants_tls =
+        config.tls.is_some() || config.cacert.is_some() || config.join.iter().any(|u| u.starts_with("https:"));
     let tls = if wants_tls { Some(TlsClient::from_file(config.cacert.as_deref()).context("cacert")?) } else { None };
-    let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, volume.content_store());
+    let lane = Arc::clone(&log);
+    engine.slow_down_while(Box::new(move || lane.backlog().over));
+    let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, Arc::new(volume.clone()));
+    let backing = std::fs::File::open(&config.backing).context("cannot open backing")?.into();
     let files: Arc<dyn FileActions> = Arc::new(volume.clone());
     let transport: Arc<dyn Transport> = Arc::new(net.clone());
     let lanes = Arc::new(
-        Lanes::new(&engine, Arc::clone(&log), found.store, volume.backing_fd()?, files, transport)
+        Lanes::new(&engine, Arc::clone(&log), found.store, backing, files, transport)
             .context("cannot start the disk lanes")?,
     );
     net.start(Arc::clone(&engine) as Arc<dyn ice_host::transport::Sink>);
@@ -149,7 +156,8 @@ fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {
     }
     let mut options = MountOptions::new(path);
     options.threads = config.fuse_threads;
-    let mount = Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
+    let mount =
+        Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
     tracing::info!("fuse mounted: mountpoint={} backing={}", path.display(), config.backing.display());
     Ok(Some(mount))
 }
@@ -208,4 +216,3 @@ impl<R: Runtime> Running for Node<R> {
         Ok(())
     }
 }
-

@@ -36,6 +36,9 @@ pub trait Tape: Send {
 
 /// A state digest is recorded after this many steps.
 const DIGEST_EVERY_STEPS: u64 = 256;
+/// How often and how long a change waits for the log's disk.
+const PAUSES_MAX: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(5);
 /// Steps that one caller drives before the driver thread takes over.
 const STEPS_PER_CALL: usize = 4;
 
@@ -59,6 +62,8 @@ pub struct Engine {
     inner: Mutex<Inner>,
     poke: Condvar,
     actions: OnceLock<Arc<dyn Actions>>,
+    /// The log lane has more in memory than it should.
+    over: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     payloads: Arc<PayloadPool>,
     origin: std::time::Instant,
     tokens: AtomicU64,
@@ -115,6 +120,7 @@ impl Engine {
             }),
             poke: Condvar::new(),
             actions: OnceLock::new(),
+            over: OnceLock::new(),
             payloads,
             origin: std::time::Instant::now(),
             tokens: AtomicU64::new(1),
@@ -129,6 +135,13 @@ impl Engine {
         }
         let me = Arc::clone(self);
         std::thread::Builder::new().name("ice-core".into()).spawn(move || me.drive())
+    }
+
+    /// Local changes are slowed down while `over` says so: the disk of the log does not keep up. Set it before the start.
+    pub fn slow_down_while(&self, over: Box<dyn Fn() -> bool + Send + Sync>) {
+        if self.over.set(over).is_err() {
+            tracing::error!("slow_down_while was called twice; the first call counts");
+        }
     }
 
     /// Ends the driver thread. Requests still waiting are answered with `Stopping`.
@@ -176,6 +189,13 @@ impl Engine {
 
     /// Changes that were just made in `backing`. The caller holds the namespace lock. One result per change.
     pub fn change(&self, changes: Vec<Change>) -> Result<Vec<Result<InodeId, Refused>>, Refused> {
+        // The change has been made already: it cannot be refused, only its maker be slowed down, for a bounded time.
+        for _ in 0..PAUSES_MAX {
+            if !self.over.get().is_some_and(|over| over()) || self.stopping.load(Ordering::SeqCst) {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
         match self.request(Request::Change(changes), Duration::from_secs(10)) {
             Reply::Changed(results) => Ok(results),
             Reply::Failed(why) => Err(why),

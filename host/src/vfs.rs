@@ -211,6 +211,14 @@ pub trait Vfs: Send + Sync + 'static {
     fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64>;
     /// `copy_file_range`.
     fn copy_file_range(&self, from: u64, from_off: u64, to: u64, to_off: u64, len: u64) -> Result<usize>;
+    /// Gives the unnamed file behind `fh` (of [`Vfs::tmpfile`], written to its end) a name, at once and with all its bytes:
+    /// as a new file, or as the new bytes of the regular file of that name, which stays the same file to others (other names,
+    /// mode, owner, extended attributes). Counts a reference. `digest` is that of its bytes. `BUSY`: the file there is open
+    /// for writing; `NOSYS`: there is no such call, use `link` and `rename`.
+    fn install(&self, fh: u64, parent: u64, name: &OsStr, digest: ContentDigest) -> Result<Stat> {
+        let _ = (fh, parent, name, digest);
+        Err(Errno::NOSYS)
+    }
     /// The digest of a file's bytes, if it is known without reading them and they stand on disk unchanged.
     fn content(&self, ino: u64) -> Option<ContentDigest> {
         let _ = ino;

@@ -458,7 +458,17 @@ impl Writing {
     fn place(&self, before: Option<&Stat>, place: &Place<'_>) -> Result<Stat> {
         let vfs = self.inner.vfs.as_ref();
         let name = place.name.as_deref().ok_or(Errno::ISDIR)?;
-        if before.is_none() {
+        let digest = self.hasher.clone().finalize();
+        match vfs.install(self.handle.opened.fh, place.parent, name, digest) {
+            // Somebody writes there: like any program that replaces a file, this one leaves it to them.
+            Err(Errno::NOSYS | Errno::BUSY) => {}
+            other => return self.linked(other),
+        }
+        if let Some(old) = before {
+            let (mode, uid, gid) = (Some(old.mode & 0o7777), Some(old.uid), Some(old.gid));
+            let set = SetStat { mode, uid, gid, ..SetStat::default() };
+            vfs.setattr(self.inner.caller, self.ino, Some(self.handle.opened.fh), set)?;
+        } else {
             match vfs.link(self.ino, place.parent, name) {
                 Err(Errno::EXIST) => {}
                 other => return self.linked(other),
@@ -472,6 +482,7 @@ impl Writing {
             let _ = vfs.unlink(place.parent, &temporary);
             return Err(e);
         }
+        vfs.flush(self.handle.opened.fh)?;
         Ok(stat)
     }
 
@@ -493,16 +504,16 @@ impl Upload for Writing {
     }
 
     fn commit(self: Box<Self>, allowed: &dyn Fn(Option<&Meta>) -> bool) -> Result<Option<Meta>> {
-        let vfs = self.inner.vfs.as_ref();
-        let fh = self.handle.opened.fh;
         // Before it gets its name: whoever sees the new version after a crash sees all of it.
         rustix::fs::fdatasync(self.handle.opened.file.as_ref())?;
         let _order = self.inner.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match self.inner.locate(&self.path, Last::Follow, false) {
-            Ok(place) => place.found,
+        // It holds the reference that makes the inode's number valid.
+        let found = match self.inner.locate(&self.path, Last::Follow, false) {
+            Ok(place) => Some(place),
             Err(Errno::NOENT) => None,
             Err(e) => return Err(e),
         };
+        let before = found.as_ref().and_then(|place| place.found);
         match before.as_ref().map(kind) {
             Some(FileKind::Dir) => return Err(Errno::ISDIR),
             Some(FileKind::Link | FileKind::Other) => return Err(Errno::ACCESS),
@@ -511,15 +522,10 @@ impl Upload for Writing {
         if !allowed(before.as_ref().map(|stat| self.inner.meta(stat)).as_ref()) {
             return Ok(None);
         }
-        if let Some(old) = &before {
-            let set =
-                SetStat { mode: Some(old.mode & 0o7777), uid: Some(old.uid), gid: Some(old.gid), ..SetStat::default() };
-            vfs.setattr(self.inner.caller, self.ino, Some(fh), set)?;
-        }
         let place = self.inner.locate(&self.path, Last::Follow, true)?;
         let stat = self.place(before.as_ref(), &place)?;
-        vfs.flush(fh)?;
-        let now = vfs.getattr(stat.ino, Some(fh))?;
+        // A rename moved its change time.
+        let now = self.inner.vfs.getattr(stat.ino, None).unwrap_or(stat);
         self.inner.remember(&now, hex(&self.hasher.clone().finalize().0));
         Ok(Some(self.inner.meta(&now)))
     }

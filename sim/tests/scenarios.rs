@@ -37,12 +37,9 @@ fn scenarios() {
             (None, None) => {}
             (Some(why), Some(f)) => println!("open: {name}: {why} ({}: {})", f.judge, f.text),
             (Some(_), None) => bad.push(format!("{name} holds now: take away its `# open`")),
-            (None, Some(f)) => bad.push(format!(
-                "{name} at {:.3} s: {}: {}\n    {repeat}",
-                f.at.0 as f64 / 1e9,
-                f.judge,
-                f.text
-            )),
+            (None, Some(f)) => {
+                bad.push(format!("{name} at {:.3} s: {}: {}\n    {repeat}", f.at.0 as f64 / 1e9, f.judge, f.text))
+            }
         }
     }
     assert!(bad.is_empty(), "\n{}", bad.join("\n"));

@@ -96,12 +96,14 @@ impl Tree {
             self.graves.insert((last, e));
             return true;
         }
+        // Disk may still have attributes of an earlier life.
+        let due = self.inodes[i].has(XATTRS) && (self.inodes[i].has(ATTR_DUE) || self.work.is_busy(i));
         if live && removed && !forgotten {
             if last < place {
                 if place > self.cut {
                     self.graves.insert((place, e));
-                } else if self.inodes[i].has(XATTRS) && (self.inodes[i].has(ATTR_DUE) || self.work.is_busy(i)) {
-                    return false; // Disk may still have attributes of an earlier life.
+                } else if due {
+                    return false;
                 } else {
                     self.forget_removals(e);
                 }
@@ -109,6 +111,8 @@ impl Tree {
                 let winner = self.winner(i).0;
                 if winner > self.cut {
                     self.graves.insert((winner, e));
+                } else if due {
+                    return false;
                 } else {
                     self.forget_removals(e);
                 }
@@ -212,7 +216,7 @@ impl Tree {
         self.removed.remove(&e);
         self.by_entry.remove(&id);
         self.entries.remove(e);
-        self.work.forget(Work::Entry(e));
+        self.work.at_rest(Work::Entry(e));
         if self.inodes[i].has(MULTI) {
             self.links.remove(&(i, e));
             let rest: Vec<u32> = self.links.range((i, 0)..=(i, u32::MAX)).map(|(_, e)| *e).collect();
@@ -261,7 +265,7 @@ impl Tree {
     fn free_inode(&mut self, i: u32) {
         let id = self.id_of(i);
         self.work.wake(i);
-        self.work.forget(Work::Inode(i));
+        self.work.at_rest(Work::Inode(i));
         let xattrs: Vec<_> = self.xattrs_raw(i).map(|(name, _)| (i, Box::from(name))).collect();
         for key in xattrs {
             self.xattrs.remove(&key);

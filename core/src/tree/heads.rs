@@ -208,9 +208,11 @@ impl Tree {
         let place = OpBody::Place { entry, inode, parent, name, make };
         let Version { size, digest, mtime, .. } = v;
         let content = OpBody::SetContent { inode, base: Stamp::ZERO, size, digest, mtime };
-        let xattrs = self.xattrs_of(i).into_iter().map(|(name, x)| {
+        let after = self.floor(i).map_or(Stamp::ZERO, |(at, _)| at);
+        let xattrs = self.xattrs_raw(i).map(|(name, x)| {
             // Removed ones too: what the copy has on disk may still have them.
-            let attr = Attr::Xattr { name: name.into(), value: x.value.clone().map(serde_bytes::ByteBuf::from) };
+            let value = x.value.clone().filter(|_| x.stamp > after).map(serde_bytes::ByteBuf::from);
+            let attr = Attr::Xattr { name: name.into(), value };
             OpBody::SetAttr { inode, attr }
         });
         [place, content].into_iter().chain(xattrs).map(|body| (mint(), body)).collect()
@@ -223,7 +225,7 @@ impl Tree {
         let entry = EntryId::derive_conflict(inode, v.stamp);
         let copy = entry.first_inode();
         let mut ops = Vec::new();
-        self.work.unreserve(dir, &name);
+        self.work.kept(entry, dir, &name);
         if let Some(e) = self.entry_of(entry) {
             // Somebody else published it in the meantime.
             let c = self.entries[e].inode;
@@ -236,6 +238,15 @@ impl Tree {
                 records.push(LogRecord::Stands { entry, spot: Some(at) });
                 records.push(LogRecord::Holds { inode: copy, version: v.stamp, witness, attrs: false });
                 self.inodes[c].set(ATTR_DUE, true);
+                // The file brought its extended attributes with it; those that the copy was not announced with go.
+                let mut names: Vec<Box<[u8]>> = self.xattrs_raw(i).map(|(name, _)| name.into()).collect();
+                names.retain(|n| !self.xattrs.contains_key(&(c, n.clone())));
+                for name in names {
+                    let body = OpBody::SetAttr { inode: copy, attr: Attr::Xattr { name, value: None } };
+                    let stamp = mint();
+                    self.integrate_unsettled(stamp, &body);
+                    ops.push(LocalOp { stamp, body, here: None });
+                }
             }
         } else {
             for (stamp, body) in self.copy_ops(i, v, entry, dir, name, mint) {
@@ -246,6 +257,7 @@ impl Tree {
             if let Some(c) = self.inode_of(copy) {
                 self.inodes[c].set(ATTR_DUE, true);
                 self.call_inode(c);
+                records.push(self.holds_record(c));
             }
         }
         self.note_copy(inode, v.stamp, copy);

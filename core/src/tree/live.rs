@@ -117,14 +117,24 @@ impl Tree {
 
     /// Puts work on an entry in line, if disk differs.
     pub(super) fn call_entry(&mut self, e: u32) {
-        if !self.loading && !self.entry_at_rest(e) {
+        if self.loading {
+            return;
+        }
+        if self.entry_at_rest(e) {
+            self.work.at_rest(plan::Work::Entry(e));
+        } else {
             self.work.call(plan::Work::Entry(e));
         }
     }
 
     /// Puts work on an inode in line, if disk differs.
     pub(super) fn call_inode(&mut self, i: u32) {
-        if !self.loading && !self.inode_at_rest(i) {
+        if self.loading {
+            return;
+        }
+        if self.inode_at_rest(i) {
+            self.work.at_rest(plan::Work::Inode(i));
+        } else {
             self.work.call(plan::Work::Inode(i));
         }
     }

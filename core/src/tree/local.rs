@@ -236,11 +236,11 @@ impl Tree {
         }
         self.ensure_live(p, false, to)?;
         let (new, last) = self.generation((p, name_hash(name)), &|g| EntryId::derive(parent, name, kind, g));
-        // Somebody else created the same thing and it has not come to disk here yet: then it is this one.
+        // Somebody else created the same thing and it has not come to disk here yet, nor is about to: then it is this one.
         let waiting = last.filter(|id| {
             self.entry_of(*id).is_some_and(|e| {
                 let n = &self.entries[e];
-                n.has(LIVE) && !self.on_disk(n.inode) && n.parent == p && n.name.as_ref() == Some(name)
+                n.has(LIVE) && !self.shows(n.inode) && n.parent == p && n.name.as_ref() == Some(name)
             })
         });
         let entry = waiting.unwrap_or(new);
@@ -278,7 +278,11 @@ impl Tree {
         let waiting = last.filter(|id| {
             self.entry_of(*id).is_some_and(|e| {
                 let n = &self.entries[e];
-                n.has(LIVE) && !self.is_seated(e) && n.parent == p && n.name.as_ref() == Some(name)
+                n.has(LIVE)
+                    && !self.is_seated(e)
+                    && !self.work.is_busy(i)
+                    && n.parent == p
+                    && n.name.as_ref() == Some(name)
             })
         });
         let entry = waiting.unwrap_or(entry);

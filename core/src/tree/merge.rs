@@ -13,10 +13,12 @@ impl Tree {
     pub(super) fn state_record(&self, i: u32) -> StateRecord {
         let n = &self.inodes[i];
         let made = self.stamp(n.make);
-        let xattrs = self.xattrs_of(i).into_iter().map(|(name, x)| XattrRecord {
+        let after = self.floor(i).map_or(Stamp::ZERO, |(at, _)| at);
+        let xattrs = self.xattrs_raw(i).map(|(name, x)| XattrRecord {
             name: name.into(),
             stamp: x.stamp,
-            value: x.value.clone().map(serde_bytes::ByteBuf::from),
+            // Of an earlier life only the name counts: disk may still have it.
+            value: x.value.clone().filter(|_| x.stamp > after).map(serde_bytes::ByteBuf::from),
         });
         let entries = self.entries_of(i).into_iter().filter(|e| !self.entries[*e].has(FORGOTTEN));
         let early = if i == ROOT { &self.early } else { &BTreeMap::new() };

@@ -88,7 +88,8 @@ impl std::fmt::Display for Failure {
 }
 
 fn carry_out(store: &mut Store, log: &LogLane, backing: &OwnedFd, job: &Job) -> Result<(), Failure> {
-    let failed = |e: crate::store::StoreError| Failure { kind: IoError::Broken, words: e.to_string() };
+    let failed =
+        |e: crate::store::StoreError| Failure { kind: e.io().map_or(IoError::Broken, io_error), words: e.to_string() };
     store.put_page(&job.puts).map_err(failed)?;
     let Some(cut) = job.commit else { return Ok(()) };
     // What the pages say of `backing` must be true even if the machine ends now.

@@ -2,12 +2,11 @@
 
 mod actions;
 mod checkpoints;
+mod glue;
 mod recover;
-mod tape;
 
 pub use actions::{FileActions, Lanes};
 pub use recover::{Found, RecoverError, core_config, log_dir, recover};
-pub use tape::TapeFile;
 
 use ice_core::event::IoError;
 use std::io;

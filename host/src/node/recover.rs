@@ -63,7 +63,8 @@ pub fn recover(config: &Config, payloads: &PayloadPool) -> Result<Found, Recover
         Ok(store) => store,
         Err(e) if e.is_damage() => {
             // The tree is rebuilt from what stands in `backing` and from the peers; the log's tail alone means nothing.
-            let aside = crate::store::set_aside(&path).map_err(|source| RecoverError::Log { path: path.clone(), source })?;
+            let aside =
+                crate::store::set_aside(&path).map_err(|source| RecoverError::Log { path: path.clone(), source })?;
             damage.push(format!("{e}; set aside as {}", aside.display()));
             disk.pages.clear();
             whole = false;
@@ -117,7 +118,8 @@ fn set_log_aside(data: &Path) -> Result<(), RecoverError> {
     }
     let aside = (1..1000).map(|n| data.join(format!("log.damaged-{n}"))).find(|p| !p.exists());
     let aside = aside.unwrap_or_else(|| data.join("log.damaged-1000"));
-    std::fs::rename(&dir, &aside).map_err(|source| RecoverError::Log { path: dir, source })
+    let renamed = std::fs::rename(&dir, &aside).and_then(|()| crate::log::sync_dir(data));
+    renamed.map_err(|source| RecoverError::Log { path: dir, source })
 }
 
 /// What changed since the last checkpoint (which had synced `backing`).
@@ -155,4 +157,3 @@ pub fn core_config(config: &Config, data: &DataDir, urls: Vec<String>) -> CoreCo
     c.dial_failures = config.keepalive_failures;
     c
 }
-

@@ -36,6 +36,7 @@ mod outside;
 mod port;
 mod publish;
 mod queue;
+mod replace;
 mod resolve;
 mod scan;
 mod settle;

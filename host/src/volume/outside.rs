@@ -173,6 +173,9 @@ impl Vfs for Outside {
         self.written(to);
         Ok(done)
     }
+    fn install(&self, fh: u64, parent: u64, name: &OsStr, digest: ContentDigest) -> Result<Stat> {
+        self.made(parent, name, self.volume.install(fh, parent, name, digest))
+    }
     fn content(&self, ino: u64) -> Option<ContentDigest> {
         self.volume.content(ino)
     }

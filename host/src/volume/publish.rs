@@ -441,7 +441,7 @@ impl Shared {
     }
 
     /// Publishes, however much there is to read; gives up after the acknowledgement's time limit.
-    fn publish_now(&self, open: &Arc<Open>) -> Result<Told> {
+    pub(crate) fn publish_now(&self, open: &Arc<Open>) -> Result<Told> {
         let until = Instant::now() + self.options.ack_timeout;
         loop {
             match self.publish(open) {

@@ -102,6 +102,9 @@ impl Vfs for Volume {
     fn copy_file_range(&self, from: u64, from_off: u64, to: u64, to_off: u64, len: u64) -> Result<usize> {
         self.s.do_copy(from, from_off, to, to_off, len)
     }
+    fn install(&self, fh: u64, parent: u64, name: &OsStr, digest: ContentDigest) -> Result<Stat> {
+        self.s.do_install(fh, parent, name, digest)
+    }
     fn content(&self, ino: u64) -> Option<ContentDigest> {
         self.s.known_digest(ino)
     }

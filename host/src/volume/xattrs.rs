@@ -16,6 +16,8 @@ use std::os::unix::ffi::OsStrExt;
 
 /// Longest name, as in Linux.
 const NAME_MAX_BYTES: usize = 255;
+/// The kernel's limit of a value and of a list of names is 64 KiB.
+const VALUE_BUFFER_MAX_BYTES: usize = 128 * 1024;
 
 impl Shared {
     fn checked<'a>(&self, name: &'a OsStr) -> Result<&'a [u8]> {
@@ -111,44 +113,32 @@ impl Shared {
     }
 }
 
-fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
-    let path = meta::fd_path(fd);
+/// Calls `read` with larger and larger buffers until the answer fits. Asking for the size first would need a second call
+/// in any case, and a buffer of length 0 asks for the size only if it reaches the kernel as a null pointer.
+fn grown(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
+    let mut buf = vec![0; 256];
     loop {
-        let size = rustix::fs::getxattr(&*path, name, &mut [0u8; 0][..])?;
-        let mut value = vec![0; size];
-        if size == 0 {
-            return Ok(value);
-        }
-        match rustix::fs::getxattr(&*path, name, &mut value[..]) {
-            // It grew in between.
-            Err(Errno::RANGE) => {}
+        match read(&mut buf) {
+            Err(Errno::RANGE) if buf.len() < VALUE_BUFFER_MAX_BYTES => buf.resize(buf.len() * 8, 0),
             n => {
-                value.truncate(n?);
-                return Ok(value);
+                buf.truncate(n?);
+                return Ok(buf);
             }
         }
     }
 }
 
+fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
+    let path = meta::fd_path(fd);
+    grown(|buf| rustix::fs::getxattr(&*path, name, buf))
+}
+
 fn list(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     let path = meta::fd_path(fd);
-    let names = loop {
-        let size = match rustix::fs::listxattr(&*path, &mut [0u8; 0][..]) {
-            // This file system has none.
-            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            size => size?,
-        };
-        let mut names = vec![0u8; size];
-        if size == 0 {
-            break names;
-        }
-        match rustix::fs::listxattr(&*path, &mut names[..]) {
-            Err(Errno::RANGE) => {}
-            n => {
-                names.truncate(n?);
-                break names;
-            }
-        }
+    let names = match grown(|buf| rustix::fs::listxattr(&*path, buf)) {
+        // This file system has none.
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        names => names?,
     };
     Ok(names.split(|b| *b == 0).filter(|n| meta::xattr_travels(n)).map(<[u8]>::to_vec).collect())
 }

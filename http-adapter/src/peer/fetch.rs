@@ -50,8 +50,8 @@ enum Attempt {
 fn io_error(e: &io::Error) -> IoError {
     match Errno::from_io_error(e) {
         Some(Errno::NOSPC | Errno::DQUOT) => IoError::NoSpace,
-        // Somebody else receives the same version.
-        Some(Errno::AGAIN) => IoError::Busy,
+        // Somebody else receives the same version: it is to be asked for again.
+        Some(Errno::AGAIN) => IoError::Unreachable,
         Some(Errno::IO | Errno::ROFS) | None => IoError::Broken,
         Some(Errno::ACCESS | Errno::PERM) => IoError::Denied,
         Some(other) => IoError::Os(other.raw_os_error()),

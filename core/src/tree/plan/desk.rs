@@ -2,7 +2,7 @@
 
 use crate::action::LogRecord;
 use crate::event::Witness;
-use crate::ids::Name;
+use crate::ids::{EntryId, Name};
 use crate::op::ContentDigest;
 use crate::time::Stamp;
 use crate::tree::model::Seat;
@@ -59,7 +59,7 @@ pub(super) struct Flight {
     /// Version, size and digest that disk will hold.
     pub(super) content: (Stamp, u64, ContentDigest),
     /// For a losing version: where its bytes will stand.
-    pub(super) keep: Option<(Version, u32, Name)>,
+    pub(super) keep: Option<(EntryId, Version, u32, Name)>,
     /// Directories it works in.
     pub(super) dirs: Vec<u32>,
     /// There was news from disk meanwhile: a failure says nothing.
@@ -83,6 +83,8 @@ pub(in crate::tree) struct Kept {
 pub(in crate::tree) struct Desk {
     ready: BTreeSet<Work>,
     waiting: BTreeSet<(u32, Work)>,
+    /// The same by work.
+    waits: BTreeSet<(Work, u32)>,
     parked: BTreeMap<Work, Park>,
     /// Parked work by the directory that a local change may unblock.
     parked_in: BTreeSet<(u32, Work)>,
@@ -94,13 +96,15 @@ pub(in crate::tree) struct Desk {
     /// Directories that are being moved or removed.
     pub(super) moving: BTreeSet<u32>,
     reserved: BTreeSet<(u32, Name)>,
+    /// Copies of losing versions that are being set aside and are not published yet, with the inode that lost.
+    keeping: BTreeMap<EntryId, u32>,
     tickets: u64,
 }
 
 impl Desk {
     pub(super) fn len(&self) -> usize {
         let kept = self.parked.keys().filter(|w| !self.ready.contains(w)).count();
-        self.ready.len() + kept + self.waiting.len() + self.hungry.len() + self.flights.len()
+        self.ready.len() + kept + self.waits.len() + self.hungry.len() + self.flights.len()
     }
     pub(super) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
@@ -117,6 +121,7 @@ impl Desk {
     /// The next piece of work that is not parked.
     pub(super) fn take(&mut self) -> Option<Work> {
         while let Some(w) = self.ready.pop_first() {
+            self.stop_waiting(w);
             if !self.parked.contains_key(&w) {
                 return Some(w);
             }
@@ -130,12 +135,29 @@ impl Desk {
 
     pub(super) fn wait(&mut self, key: u32, w: Work) {
         self.waiting.insert((key, w));
+        self.waits.insert((w, key));
+    }
+
+    fn stop_waiting(&mut self, w: Work) {
+        while let Some((_, key)) = self.waits.range((w, 0)..=(w, u32::MAX)).next().copied() {
+            self.waits.remove(&(w, key));
+            self.waiting.remove(&(key, w));
+        }
+    }
+
+    /// There is nothing to do about it.
+    pub(in crate::tree) fn at_rest(&mut self, w: Work) {
+        self.stop_waiting(w);
+        self.ready.remove(&w);
+        self.hungry.remove(&w);
+        self.unpark(w);
     }
 
     /// Something about this inode changed: look again at all that waits for it.
     pub(in crate::tree) fn wake(&mut self, key: u32) {
         while let Some(w) = self.waiting.range((key, Work::Entry(0))..).next().copied().filter(|(k, _)| *k == key) {
             self.waiting.remove(&w);
+            self.waits.remove(&(w.1, w.0));
             self.ready.insert(w.1);
         }
     }
@@ -215,6 +237,7 @@ impl Desk {
         self.needs = 0;
         self.parked_in.clear();
         self.ready.append(&mut self.hungry);
+        self.waits.clear();
         while let Some((_, w)) = self.waiting.pop_first() {
             self.ready.insert(w);
         }
@@ -249,9 +272,17 @@ impl Desk {
     pub(in crate::tree) fn is_reserved(&self, dir: u32, name: &Name) -> bool {
         !self.reserved.is_empty() && self.reserved.contains(&(dir, name.clone()))
     }
-    pub(in crate::tree) fn unreserve(&mut self, dir: u32, name: &Name) {
+    /// The copy at this name is published.
+    pub(in crate::tree) fn kept(&mut self, copy: EntryId, dir: u32, name: &Name) {
         self.reserved.remove(&(dir, name.clone()));
         self.wake(dir);
+        if let Some(i) = self.keeping.remove(&copy) {
+            self.wake(i);
+        }
+    }
+    /// This copy is being set aside from the inode given.
+    pub(super) fn keeping(&self, copy: EntryId) -> Option<u32> {
+        self.keeping.get(&copy).copied()
     }
 
     /// Takes the locks of an action and gives it its ticket.
@@ -265,8 +296,9 @@ impl Desk {
         if let Some(Seat::At(p, name)) = &f.to {
             self.reserved.insert((*p, name.clone()));
         }
-        if let Some((_, p, name)) = &f.keep {
+        if let Some((copy, _, p, name)) = &f.keep {
             self.reserved.insert((*p, name.clone()));
+            self.keeping.insert(*copy, f.inode);
         }
         self.flights.insert(ticket, f);
         ticket
@@ -280,16 +312,10 @@ impl Desk {
         if let Some(Seat::At(p, name)) = &f.to {
             self.reserved.remove(&(*p, name.clone()));
         }
-        if let Some((_, p, name)) = f.keep.as_ref().filter(|_| !ok) {
+        if let Some((copy, _, p, name)) = f.keep.as_ref().filter(|_| !ok) {
             self.reserved.remove(&(*p, name.clone()));
+            self.keeping.remove(copy);
         }
         Some(f)
-    }
-
-    /// A slot is given back: nothing may refer to it any more.
-    pub(in crate::tree) fn forget(&mut self, w: Work) {
-        self.ready.remove(&w);
-        self.hungry.remove(&w);
-        self.unpark(w);
     }
 }

@@ -3,7 +3,7 @@
 use super::Next;
 use super::desk::{Flight, What, Work};
 use crate::action::{Apply, Source, Spot};
-use crate::ids::Name;
+use crate::ids::{EntryId, Name};
 use crate::op::ContentDigest;
 use crate::time::Stamp;
 use crate::tree::heads::Verdict;
@@ -116,8 +116,12 @@ impl Tree {
         let apply = Apply::Move { inode: self.id_of(i), from: self.spot_of(&seat, e), to: self.spot_of(&to, e) };
         let mut f = self.flight(What::MoveToCopy, e, Some(seat), None);
         f.dirs.push(dir);
-        f.keep = Some((v, dir, name));
+        f.keep = Some((self.copy_id(i, v), v, dir, name));
         self.begin(f, apply, out)
+    }
+
+    pub(super) fn copy_id(&self, i: u32, v: Version) -> EntryId {
+        EntryId::derive_conflict(self.id_of(i), v.stamp)
     }
 
     /// Where the copy of a losing version may stand: beside the file.
@@ -130,8 +134,7 @@ impl Tree {
                 (dir, n.name.clone()?)
             }
         };
-        let id = crate::ids::EntryId::derive_conflict(self.id_of(i), v.stamp);
-        let free = self.copy_name(dir, &name, v.stamp, id)?;
+        let free = self.copy_name(dir, &name, v.stamp, self.copy_id(i, v))?;
         Some((dir, free))
     }
 
@@ -164,6 +167,9 @@ impl Tree {
             let mut f = self.flight(What::Link, e, None, Some(to.clone()));
             f.dirs.extend(self.seat_dir(other));
             return self.begin(f, Apply::Link { inode, from, to: self.spot_of(&to, e) }, out);
+        }
+        if let Some(lost) = self.work.keeping(self.entries[e].id()) {
+            return Next::soon(lost); // It comes to disk another way.
         }
         let Some(kind) = self.kind(i) else { return Next::stuck(i) };
         let (version, size, digest) = if kind.is_file() { self.winner(i) } else { NOTHING };

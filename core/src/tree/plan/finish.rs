@@ -74,7 +74,7 @@ impl Tree {
             }
         }
         self.dirty.insert(i);
-        if let Some((version, dir, name)) = f.keep.clone() {
+        if let Some((_, version, dir, name)) = f.keep.clone() {
             // A new name changes the time of change, which is part of the sum: unknown until the host looks again.
             let moved = f.what == What::MoveToCopy;
             let witness = if moved { witness } else { Witness { disk: before.disk, sum: 0 } };

@@ -44,9 +44,10 @@ impl Tree {
         if !self.inodes[i].has(ATTR_DUE) {
             return Next::Done;
         }
-        let values = self.xattrs_of(i);
-        let xattrs =
-            values.into_iter().map(|(n, x)| (n.into(), x.value.as_ref().map(|v| v.as_slice().into()))).collect();
+        // What an earlier life left is removed.
+        let after = self.floor(i).map_or(Stamp::ZERO, |(at, _)| at);
+        let now = |x: &Xattr| x.value.as_ref().filter(|_| x.stamp > after).map(|v| v.as_slice().into());
+        let xattrs = self.xattrs_raw(i).map(|(n, x)| (n.into(), now(x))).collect();
         let at = match spots.into_iter().next() {
             Some(at) => at,
             None => return self.root_attrs(i),
@@ -102,7 +103,7 @@ impl Tree {
                         return Next::soon(up);
                     }
                     dirs.push(dir);
-                    keep = Some((v, dir, name));
+                    keep = Some((self.copy_id(i, v), v, dir, name));
                 }
             }
         }
@@ -110,7 +111,7 @@ impl Tree {
         let Some(source) = self.source(i, version, size, have) else {
             return Next::Bytes(Step::Need { inode, version, size, digest });
         };
-        let spot = keep.as_ref().map(|(_, d, n)| Spot::At { parent: self.id_of(*d), name: n.clone() });
+        let spot = keep.as_ref().map(|(_, _, d, n)| Spot::At { parent: self.id_of(*d), name: n.clone() });
         let xattrs = self.xattrs(inode);
         let expect = self.inodes[i].witness;
         let apply = Apply::Install { inode, at, source, attrs: self.attrs(i), xattrs, expect, keep: spot };
