@@ -8,14 +8,21 @@ use crate::args;
 use crate::logging::LogTarget;
 use anyhow::{Context, Result, bail};
 use ice_host::config::Config;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// How long an orderly stop may take.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a start waits for a predecessor on the same data directory to end.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(3);
 /// Names the process that must outlive this one (`icecluster dev`): its end is taken as SIGTERM.
 pub const PARENT_VARIABLE: &str = "ICECLUSTER_PARENT";
 
@@ -76,6 +83,7 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     raise_descriptor_limit();
     let (events, inbox) = sync_channel(16);
     watch_signals(events.clone())?;
+    await_predecessor(&config.data);
     let node = start(config, Handle(events)).context("cannot start")?;
     let reason = wait(&inbox, &log);
     match &reason {
@@ -177,4 +185,43 @@ fn follow_parent() -> Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn follow_parent() -> Result<()> {
     Ok(())
+}
+
+/// The process that runs on a data directory now, if one does: it holds a lock, and its number is in the locked file.
+pub fn owner(data: &Path) -> Option<Pid> {
+    let mut file = File::open(data.join("lock")).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+        return None;
+    }
+    let mut pid = String::new();
+    file.read_to_string(&mut pid).ok()?;
+    Pid::from_raw(pid.trim().parse().ok()?)
+}
+
+/// A process that was killed a moment ago may still hold its lock. One that stays is named by whoever wants the lock.
+fn await_predecessor(data: &Path) {
+    let end = Instant::now() + PREDECESSOR_LIMIT;
+    if let Some(pid) = owner(data) {
+        tracing::info!("waiting for process {} to end", pid.as_raw_nonzero());
+    }
+    while owner(data).is_some() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ice_host::identity::DataDir;
+
+    #[test]
+    fn the_owner_of_a_data_directory_is_seen_while_it_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        assert_eq!(owner(&data), None);
+        let held = DataDir::open(&data).unwrap();
+        assert_eq!(owner(&data).map(|p| p.as_raw_nonzero().get()), Some(std::process::id() as i32));
+        drop(held);
+        assert_eq!(owner(&data), None);
+    }
 }

@@ -121,7 +121,7 @@ fn run(seed: u64, steps: u64, mix: &Mix) {
 fn seeds() -> std::ops::Range<u64> {
     let var = |k: &str, d| std::env::var(k).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
     let first = var("TREE_SEED", 1);
-    first..first + var("TREE_SEEDS", 150)
+    first..first + var("TREE_SEEDS", 40)
 }
 
 fn run_all(steps: u64, mix: &Mix) {

@@ -227,10 +227,11 @@ impl Kernel for Driver {
     }
 
     fn entry(&self, parent: u64, name: &OsStr, child: Option<u64>) {
-        // "Deleted" marks the inode as dead and wakes inotify watchers. It must not be said of what was renamed.
+        // "Deleted" wakes inotify watchers and marks the inode as dead, a directory for good. It must not be said of what was
+        // renamed, nor of what the volume merely does not know at the moment (ESTALE).
         let gone = child.filter(|c| match self.vfs.getattr(*c, None) {
             Ok(st) => st.nlink == 0,
-            Err(e) => matches!(e, Errno::NOENT | Errno::STALE),
+            Err(e) => e == Errno::NOENT,
         });
         if let Some(child) = gone {
             match self.notifier.delete(INodeNo(parent), INodeNo(child), name) {

@@ -280,6 +280,53 @@ fn forgetting_everything_at_once() {
 }
 
 #[test]
+fn a_storm_of_news_neither_hangs_nor_hurts() {
+    both(|f| {
+        for d in 0..4 {
+            fs::create_dir(f.in_backing(&format!("{d}"))).unwrap();
+        }
+        let inos: Vec<u64> = (0..4).map(|d| f.vfs.ino_of(&f.in_backing(&format!("{d}")))).collect();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let mut i = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    let dir = inos[i % 4];
+                    let name = format!("{}", i % 50);
+                    f.vfs.tell(&[entry(dir, &name, None), Stale::Inode(dir), entry(ROOT_INO, "2", Some(inos[2]))]);
+                    i += 1;
+                }
+            });
+            let workers: Vec<_> = (0..4)
+                .map(|d| {
+                    let dir = f.at(&format!("{d}"));
+                    s.spawn(move || {
+                        for i in 0..300 {
+                            let path = dir.join(format!("{}", i % 50));
+                            fs::write(&path, vec![d as u8; 5000]).unwrap();
+                            assert_eq!(fs::read(&path).unwrap(), vec![d as u8; 5000]);
+                            let moved = dir.join("moved");
+                            fs::rename(&path, &moved).unwrap();
+                            assert!(names(&dir).contains("moved"));
+                            assert!(!path.exists());
+                            let synced = File::open(&dir).and_then(|d| d.sync_all());
+                            synced.unwrap();
+                            fs::remove_file(&moved).unwrap();
+                        }
+                    })
+                })
+                .collect();
+            let ends: Vec<_> = workers.into_iter().map(|w| w.join()).collect();
+            stop.store(true, Ordering::SeqCst);
+            assert!(ends.iter().all(Result::is_ok));
+        });
+        for d in 0..4 {
+            assert!(names(&f.at(&format!("{d}"))).is_empty());
+        }
+    });
+}
+
+#[test]
 fn many_cached_inodes_need_few_descriptors_and_references_balance() {
     if !can_mount() {
         return;

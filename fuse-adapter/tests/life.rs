@@ -82,6 +82,68 @@ fn the_mount_of_a_killed_daemon_is_replaced_and_that_of_a_living_one_is_not() {
     assert_eq!(mounts_at(&mnt), 0);
 }
 
+/// The whole life of a mount made without privileges: by the helper program, and without passthrough.
+#[test]
+fn users_without_privileges_mount_through_the_helper() {
+    const NOBODY: u32 = 65534;
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
+        let vfs = Arc::new(DirVfs::new(&dir.join("backing")));
+        let own = |allow_other| MountOptions { allow_other, ..MountOptions::new(dir.join("mnt")) };
+        let mount = Mount::start(Arc::clone(&vfs) as _, own(false)).unwrap();
+        fs::write(dir.join("mnt/f"), "mine").unwrap();
+        assert_eq!(fs::read_to_string(dir.join("mnt/f")).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(dir.join("backing/f")).unwrap(), "mine");
+        let why = mount.passthrough_refused().unwrap();
+        assert!(why.contains("CAP_SYS_ADMIN"), "{why}");
+        mount.unmount(Duration::from_secs(10)).unwrap();
+        assert!(!dir.join("mnt/f").exists());
+        // What the helper says reaches the user.
+        let allowed =
+            fs::read_to_string("/etc/fuse.conf").is_ok_and(|t| t.lines().any(|l| l.trim() == "user_allow_other"));
+        if !allowed {
+            let e = Mount::start(vfs, own(true)).unwrap_err();
+            assert!(e.to_string().contains("user_allow_other"), "{e}");
+        }
+        return;
+    }
+    if !can_mount() {
+        return;
+    }
+    let tools = ["fusermount3", "setpriv", "unshare"];
+    if !tools.iter().all(|t| Command::new(t).arg("--version").output().is_ok()) || !rustix::process::geteuid().is_root()
+    {
+        eprintln!("SKIPPED: needs root, and {tools:?}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |n: &str| dir.path().join(n);
+    let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    fs::set_permissions(dir.path(), open.clone()).unwrap();
+    for d in ["backing", "mnt"] {
+        fs::create_dir(at(d)).unwrap();
+        std::os::unix::fs::chown(at(d), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    fs::copy(std::env::current_exe().unwrap(), at("test")).unwrap();
+    fs::set_permissions(at("test"), open).unwrap();
+    // The device may be for root only: in a mount namespace of its own the child sees one that is for all.
+    let script = format!(
+        "mknod device c 10 229; chmod 666 device; mount --bind device /dev/fuse; \
+         exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups ./test --exact {} --nocapture",
+        "users_without_privileges_mount_through_the_helper"
+    );
+    let out = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-ec", &script])
+        .current_dir(dir.path())
+        .env(CHILD, dir.path())
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+    assert_eq!(fs::read_to_string(at("backing/f")).unwrap(), "mine");
+}
+
 #[test]
 fn mounts_of_others_are_never_taken_away() {
     if !can_mount() {

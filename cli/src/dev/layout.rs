@@ -1,13 +1,12 @@
 //! Files of a cluster on this machine: `DIR/nodeN/{config.yml,log,data,backing,mount}` and `DIR/cluster.json`.
 
 use super::Options;
+use crate::daemon;
 use anyhow::{Context, Result, bail};
 use ice_host::config::Config;
-use rustix::fs::{FlockOperation, flock};
+use ice_host::volume::HIDDEN_NAME;
 use rustix::process::Pid;
 use serde_json::json;
-use std::fs::File;
-use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
@@ -46,15 +45,9 @@ impl NodeFiles {
         self.mount.as_deref().unwrap_or(&self.backing)
     }
 
-    /// The process that runs on the data directory now, if one does: it holds a lock, and its number is in the locked file.
+    /// The process that runs this node now, if one does.
     pub fn owner(&self) -> Option<Pid> {
-        let mut file = File::open(self.data.join("lock")).ok()?;
-        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
-            return None;
-        }
-        let mut pid = String::new();
-        file.read_to_string(&mut pid).ok()?;
-        Pid::from_raw(pid.trim().parse().ok()?)
+        daemon::owner(&self.data)
     }
 
     /// The last lines of the log.
@@ -154,7 +147,7 @@ impl Layout {
 /// No user's file. What cannot be read counts as something.
 fn is_empty(dir: &Path) -> bool {
     let Ok(mut entries) = std::fs::read_dir(dir) else { return !dir.exists() };
-    entries.next().is_none()
+    entries.all(|e| e.is_ok_and(|e| e.file_name() == HIDDEN_NAME))
 }
 
 fn fresh_dir() -> Result<PathBuf> {
@@ -205,29 +198,4 @@ fn existing(name: &str, home: &Path, config: PathBuf) -> Result<NodeFiles> {
         mount: parsed.mount,
         config,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ice_host::identity::DataDir;
-
-    #[test]
-    fn the_owner_of_a_data_directory_is_seen_while_it_lives() {
-        let dir = tempfile::tempdir().unwrap();
-        let node = NodeFiles {
-            name: "n".into(),
-            url: String::new(),
-            config: PathBuf::new(),
-            log: PathBuf::new(),
-            data: dir.path().join("data"),
-            backing: PathBuf::new(),
-            mount: None,
-        };
-        assert_eq!(node.owner(), None);
-        let held = DataDir::open(&node.data).unwrap();
-        assert_eq!(node.owner().map(|p| p.as_raw_nonzero().get()), Some(std::process::id() as i32));
-        drop(held);
-        assert_eq!(node.owner(), None);
-    }
 }

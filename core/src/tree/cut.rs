@@ -141,8 +141,21 @@ impl Tree {
             // Which name comes back is decided by the last deletion: it goes last. Look again when the others have gone.
             return true;
         }
+        let last = self.last_register(i);
+        if last > self.cut {
+            // Said about it by somebody who did not know of its end: part of what a new life would begin with.
+            self.graves.insert((last, e));
+            return true;
+        }
         self.purge(e);
         true
+    }
+
+    /// When anything was last said about an inode itself.
+    fn last_register(&self, i: u32) -> Stamp {
+        let n = &self.inodes[i];
+        let registers = [n.make, n.mode_at, n.owner_at, n.times_at, n.content].into_iter().map(|s| self.stamp(s));
+        registers.chain(self.xattrs_raw(i).map(|(_, x)| x.stamp)).max().unwrap_or(Stamp::ZERO)
     }
 
     /// No name of the file is left, and this one was deleted last.
@@ -250,9 +263,7 @@ impl Tree {
         if i == ROOT || n.entry != NONE || n.refs > 0 || self.work.is_busy(i) {
             return;
         }
-        let registers = [n.make, n.mode_at, n.owner_at, n.times_at, n.content].into_iter().map(|s| self.stamp(s));
-        let xattrs = self.xattrs_raw(i).map(|(_, x)| x.stamp);
-        let last = registers.chain(xattrs).max().unwrap_or(Stamp::ZERO);
+        let last = self.last_register(i);
         if last > self.cut {
             self.orphans.insert((last, i));
         } else {

@@ -172,6 +172,7 @@ impl Tree {
         let (parent, kind) = (self.id_of(dir), self.kind(i).ok_or(Refused::Unknown)?);
         let (held, witness, attrs) = (self.held(i), self.inodes[i].witness, self.attrs(i));
         let xattrs = self.xattrs(self.id_of(i));
+        let due = self.inodes[i].has(ATTR_DUE) || self.work.is_busy(i);
         let (entry, n) = if self.entries[e].has(FIRST) {
             (self.entries[e].id(), i)
         } else {
@@ -193,6 +194,11 @@ impl Tree {
         for (name, value) in xattrs {
             let attr = Attr::Xattr { name, value: Some(serde_bytes::ByteBuf::from(value.into_vec())) };
             self.issue(OpBody::SetAttr { inode, attr }, witness, to);
+        }
+        if n != i && due {
+            self.inodes[n].set(ATTR_DUE, true);
+            to.records.push(self.holds_record(n));
+            self.call_inode(n);
         }
         Ok(n)
     }

@@ -69,6 +69,7 @@ impl Replica {
 
     /// Begins over from what is durable: pages and log. What was in flight is not done.
     pub fn restart(&mut self) {
+        trace(|| format!("{:?} restarts", self.id));
         let mut tree = Tree::new();
         for (k, v) in &self.pages {
             tree.load(k, v).expect("sound pages");
@@ -123,6 +124,7 @@ impl Cluster {
     fn note(&mut self, r: usize, ops: Vec<LocalOp>, records: Vec<LogRecord>) {
         let n = &mut self.nodes[r];
         for LocalOp { stamp, body, here } in ops {
+            trace(|| format!("{r} issues {stamp:?} {body:?} {here:?}"));
             self.context.insert(stamp, n.known.clone());
             assert!(n.known.insert(stamp));
             if let OpBody::SetContent { inode, size, digest, .. } = &body
@@ -142,6 +144,7 @@ impl Cluster {
     pub fn tell(&mut self, r: usize, change: &Change) -> Result<InodeId, Refused> {
         let n = &mut self.nodes[r];
         n.changes += 1;
+        trace(|| format!("{r} user {change:?}"));
         let (clock, id) = (&mut n.clock, n.id);
         let mut mint = || {
             *clock += 1;
@@ -156,6 +159,7 @@ impl Cluster {
     /// Delivers one operation.
     pub fn deliver(&mut self, r: usize, stamp: Stamp) {
         let body = self.ops[&stamp].clone();
+        trace(|| format!("{r} hears {stamp:?} {body:?}"));
         let n = &mut self.nodes[r];
         n.clock = n.clock.max(stamp.time.0);
         n.tree.integrate(stamp, &body);
@@ -226,6 +230,7 @@ impl Cluster {
         }
         let k = k % n.flights.len();
         let (ticket, apply, changes) = n.flights.remove(k);
+        trace(|| format!("{r} acts {apply:?} {error:?}"));
         let staged = &n.staged;
         let fetch = |inode, version| *staged.get(&(inode, version)).expect("staged");
         let result = match error {
@@ -237,6 +242,7 @@ impl Cluster {
         match result {
             Ok(w) => {
                 let records = n.tree.applied(ticket, w);
+                trace(|| format!("{r} did {records:?}"));
                 n.log.extend(records);
                 self.own_ops(r);
             }
@@ -348,6 +354,7 @@ impl Cluster {
             limit = limit.min(unknown.time.0).min(m.time.0);
         }
         let stable = Stamp { time: Hlc(limit - 1), ..Stamp::MAX };
+        trace(|| format!("cut {stable:?}"));
         if limit <= 1 || stable <= self.cut {
             return;
         }
@@ -626,6 +633,13 @@ impl Cluster {
         let mut out = Vec::new();
         walk(&self.nodes[r].disk, ROOT, "", &mut out);
         out
+    }
+}
+
+/// What happens, for those who look for a mistake.
+fn trace(what: impl Fn() -> String) {
+    if std::env::var("TREE_TRACE").is_ok() {
+        eprintln!("{}", what());
     }
 }
 

@@ -36,6 +36,19 @@ struct State {
     next: u64,
 }
 
+impl State {
+    fn rename(&mut self, moves: &[(&Path, &Path)]) {
+        for path in self.nodes.values_mut().flat_map(|n| &mut n.paths) {
+            if let Some(new) = moves.iter().find_map(|(from, to)| {
+                let rest = path.strip_prefix(from).ok()?;
+                Some(if rest.as_os_str().is_empty() { to.to_path_buf() } else { to.join(rest) })
+            }) {
+                *path = new;
+            }
+        }
+    }
+}
+
 pub struct DirVfs {
     root: PathBuf,
     root_ino: u64,
@@ -132,7 +145,7 @@ impl DirVfs {
 
     /// A rename made in the backing directory, as if it came from another node.
     pub fn moved_behind(&self, from: &Path, to: &Path) {
-        self.rename_all(&[(from, to)]);
+        self.state.lock().unwrap().rename(&[(from, to)]);
     }
 
     fn count(&self, what: &'static str) {
@@ -164,10 +177,12 @@ impl DirVfs {
         self.state.lock().unwrap().files.values().find(|f| f.0 == ino).map(|f| Arc::clone(&f.1))
     }
 
+    // Inode numbers are those of the backing directory, which reuses them: names and numbers change together, under the lock.
+
     fn refer(&self, path: PathBuf) -> Result<Stat> {
+        let mut s = self.state.lock().unwrap();
         let st = rustix::fs::lstat(&path)?;
         let ino = self.ino(st.st_ino);
-        let mut s = self.state.lock().unwrap();
         let node = s.nodes.entry(ino).or_default();
         node.refs += 1;
         if !node.paths.contains(&path) {
@@ -176,23 +191,14 @@ impl DirVfs {
         Ok(to_stat(&st, ino))
     }
 
-    fn unname(&self, path: &Path) {
+    /// Removes a name by a system call.
+    fn remove(&self, path: &Path, call: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let mut s = self.state.lock().unwrap();
+        call(path)?;
         for node in s.nodes.values_mut() {
             node.paths.retain(|p| p != path);
         }
-    }
-
-    fn rename_all(&self, moves: &[(&Path, &Path)]) {
-        let mut s = self.state.lock().unwrap();
-        for path in s.nodes.values_mut().flat_map(|n| &mut n.paths) {
-            if let Some(new) = moves.iter().find_map(|(from, to)| {
-                let rest = path.strip_prefix(from).ok()?;
-                Some(if rest.as_os_str().is_empty() { to.to_path_buf() } else { to.join(rest) })
-            }) {
-                *path = new;
-            }
-        }
+        Ok(())
     }
 
     /// Gives a new object to its creator.
@@ -329,28 +335,25 @@ impl Vfs for DirVfs {
     fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
         self.count("unlink");
         let path = self.child(parent, name)?;
-        rustix::fs::unlink(&path)?;
-        self.unname(&path);
-        Ok(())
+        self.remove(&path, |p| rustix::fs::unlink(p))
     }
 
     fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         self.count("rmdir");
         let path = self.child(parent, name)?;
-        rustix::fs::rmdir(&path)?;
-        self.unname(&path);
-        Ok(())
+        self.remove(&path, |p| rustix::fs::rmdir(p))
     }
 
     fn rename(&self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, flags: u32) -> Result<()> {
         self.count("rename");
         let (from, to) = (self.child(parent, name)?, self.child(new_parent, new_name)?);
+        let mut s = self.state.lock().unwrap();
         rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::from_bits_retain(flags))?;
         if flags & RenameFlags::EXCHANGE.bits() != 0 {
-            self.rename_all(&[(&from, &to), (&to, &from)]);
+            s.rename(&[(&from, &to), (&to, &from)]);
         } else {
-            self.unname(&to);
-            self.rename_all(&[(&from, &to)]);
+            s.nodes.values_mut().for_each(|n| n.paths.retain(|p| *p != to));
+            s.rename(&[(&from, &to)]);
         }
         Ok(())
     }

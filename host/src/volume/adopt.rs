@@ -18,6 +18,12 @@ use std::time::Instant;
 /// Entries below a missing directory that are looked through for something that was moved out of it.
 const EXPANDED_MAX: usize = 256 * 1024;
 
+/// New names gathered before they are settled, even if a move may be missed by that.
+const FRESH_MAX: usize = 64 * 1024;
+
+/// Where objects stand now, by their number in `backing`.
+type Places = HashMap<u64, (InodeId, Name)>;
+
 /// An entry of the tree at whose name its object does not stand any more.
 pub(crate) struct Gone {
     pub(crate) inode: InodeId,
@@ -40,7 +46,7 @@ pub(crate) struct Pass {
     gone: HashMap<u64, Gone>,
     /// Without a number that could be found again.
     vanished: Vec<Gone>,
-    pub(crate) fresh: Vec<Fresh>,
+    fresh: Vec<Fresh>,
     /// Directories to be listed.
     pub(crate) todo: Vec<InodeId>,
     /// Inodes about which the core waits for an answer.
@@ -48,8 +54,8 @@ pub(crate) struct Pass {
     pub(crate) stale: Vec<Stale>,
     /// For a caller that waits: nothing is removed.
     inline: bool,
-    /// Fresh names that were compared with the gone ones.
-    compared: usize,
+    /// Something was found since the fresh names were compared with the gone ones.
+    news: bool,
     expanded: bool,
 }
 
@@ -60,7 +66,16 @@ impl Pass {
     pub(crate) fn inline() -> Pass {
         Pass { inline: true, ..Pass::default() }
     }
+    pub(crate) fn fresh(&mut self, fresh: Fresh) {
+        self.news = true;
+        self.fresh.push(fresh);
+    }
+    /// So much was found that it should be settled before more is looked for.
+    pub(crate) fn is_full(&self) -> bool {
+        self.fresh.len() >= FRESH_MAX
+    }
     pub(crate) fn gone(&mut self, disk: u64, gone: Gone) {
+        self.news = true;
         if disk == 0 {
             self.vanished.push(gone);
         } else {
@@ -70,9 +85,11 @@ impl Pass {
 }
 
 /// What came of trying a move.
-#[derive(PartialEq, Eq)]
 enum Moved {
-    Yes,
+    Yes {
+        /// Two entries changed places.
+        exchange: bool,
+    },
     /// The entry that stands at the new name has to move away first.
     Blocked,
     /// It is not as it was found.
@@ -82,21 +99,23 @@ enum Moved {
 impl Shared {
     /// Settles some of what was found. `true`: there is more. Removals wait until every directory was listed.
     pub(crate) fn settle_some(&self, ns: &Ns<'_>, pass: &mut Pass, most: usize) -> bool {
-        if pass.compared < pass.fresh.len() && !(pass.gone.is_empty() && pass.vanished.is_empty()) {
+        if std::mem::take(&mut pass.news) {
             self.settle_moves(ns, pass);
-            if pass.todo.is_empty() && !pass.fresh.is_empty() && !pass.expanded && !pass.inline {
-                pass.expanded = true;
-                self.expand_gone(pass);
-                self.settle_moves(ns, pass);
-            }
+        }
+        // What seems new may be missing in a directory that was not listed yet.
+        if !pass.todo.is_empty() && !pass.inline && !pass.is_full() {
+            return true;
+        }
+        if !pass.fresh.is_empty() && !pass.gone.is_empty() && !pass.expanded && !pass.inline {
+            pass.expanded = true;
+            self.expand_gone(pass);
+            self.settle_moves(ns, pass);
         }
         if !pass.fresh.is_empty() {
             let some: Vec<Fresh> = pass.fresh.drain(..most.min(pass.fresh.len())).collect();
             self.adopt(ns, pass, some);
-            pass.compared = pass.fresh.len();
-            return !pass.fresh.is_empty() || !pass.gone.is_empty() || !pass.vanished.is_empty();
+            return !(pass.fresh.is_empty() && pass.gone.is_empty() && pass.vanished.is_empty());
         }
-        pass.compared = 0;
         if !pass.todo.is_empty() && !pass.inline {
             return true;
         }
@@ -112,15 +131,26 @@ impl Shared {
 
     fn settle_moves(&self, ns: &Ns<'_>, pass: &mut Pass) {
         let mut insist = false;
-        loop {
+        while !pass.gone.is_empty() && !pass.fresh.is_empty() {
+            // Where the objects of occupied names are now.
+            let places: Places = pass.fresh.iter().map(|f| (f.disk, (f.dir, f.name.clone()))).collect();
+            let mut exchanged: HashSet<(InodeId, Name)> = HashSet::new();
             let (mut progress, mut blocked) = (false, false);
             for fresh in std::mem::take(&mut pass.fresh) {
+                if exchanged.contains(&(fresh.dir, fresh.name.clone())) {
+                    continue;
+                }
                 let Some(gone) = pass.gone.remove(&fresh.disk) else {
                     pass.fresh.push(fresh);
                     continue;
                 };
-                match self.try_move(ns, pass, &fresh, &gone, insist) {
-                    Ok(Moved::Yes) => progress = true,
+                match self.try_move(ns, pass, &fresh, &gone, &places, insist) {
+                    Ok(Moved::Yes { exchange }) => {
+                        progress = true;
+                        if exchange {
+                            exchanged.insert((gone.dir, gone.name));
+                        }
+                    }
                     Ok(Moved::Blocked) => {
                         blocked = true;
                         pass.gone.insert(fresh.disk, gone);
@@ -140,10 +170,18 @@ impl Shared {
                 break;
             }
         }
-        pass.compared = pass.fresh.len();
+        pass.news = false;
     }
 
-    fn try_move(&self, ns: &Ns<'_>, pass: &mut Pass, to: &Fresh, from: &Gone, insist: bool) -> Result<Moved> {
+    fn try_move(
+        &self,
+        ns: &Ns<'_>,
+        pass: &mut Pass,
+        to: &Fresh,
+        from: &Gone,
+        places: &Places,
+        insist: bool,
+    ) -> Result<Moved> {
         let (from_dir, to_dir) = (self.dir(from.dir), self.dir(to.dir)?);
         let st = self.stat_at(&to_dir, to.name.as_bytes())?;
         let is_dir = meta::file_type(&st) == FileType::Directory;
@@ -159,21 +197,21 @@ impl Shared {
         let occupant = self.known_at(to.dir, &to.name)?;
         let mut exchange = false;
         if let Some(other) = occupant {
-            let disk = self.port()?.look(|names| names.info(other)).map_or(0, |i| i.witness.disk);
-            let moved_on = pass.fresh.iter().position(|f| f.disk == disk).filter(|_| pass.gone.contains_key(&disk));
+            let Some(info) = self.port()?.look(|names| names.info(other)) else { return Ok(Moved::No) };
+            let disk = info.witness.disk;
+            let moved_on = places.get(&disk).filter(|_| pass.gone.contains_key(&disk));
             if moved_on.is_some() && !insist {
                 return Ok(Moved::Blocked);
             }
-            if let Some(at) = moved_on
-                && pass.fresh[at].dir == from.dir
-                && pass.fresh[at].name == from.name
-            {
-                exchange = true;
-                pass.fresh.remove(at);
-            }
+            exchange = moved_on.is_some_and(|(dir, name)| *dir == from.dir && *name == from.name);
             // It has changed places, or the move replaced it.
             pass.gone.remove(&disk);
             pass.vanished.retain(|g| g.inode != other || g.dir != to.dir || g.name != to.name);
+            if info.kind.is_dir() && !exchange {
+                // With all that was in it.
+                let gone = Gone { inode: other, dir: to.dir, name: to.name.clone(), is_dir: true };
+                self.remove_known(ns, pass, &gone);
+            }
         }
         let rename = Change::Rename {
             parent: from.dir,
@@ -190,7 +228,7 @@ impl Shared {
         if exchange {
             self.check_name(ns, pass, from.dir, &from.name, true);
         }
-        Ok(Moved::Yes)
+        Ok(Moved::Yes { exchange })
     }
 
     /// What stood below missing directories may have been moved out of them.
@@ -225,8 +263,11 @@ impl Shared {
     }
 
     /// Takes new objects in.
-    fn adopt(&self, ns: &Ns<'_>, pass: &mut Pass, some: Vec<Fresh>) {
+    fn adopt(&self, ns: &Ns<'_>, pass: &mut Pass, mut some: Vec<Fresh>) {
         let mut new = Vec::new();
+        // A listing and a hint may both have found a name.
+        let mut names = HashSet::new();
+        some.retain(|f| names.insert((f.dir, f.name.clone())));
         for fresh in some {
             match self.adopt_known(ns, pass, &fresh) {
                 Ok(Some(st)) => new.push((fresh, st)),
@@ -253,6 +294,10 @@ impl Shared {
             pass.gone.retain(|_, g| g.inode != inode || g.dir != fresh.dir || g.name != fresh.name);
             pass.vanished.retain(|g| g.inode != inode || g.dir != fresh.dir || g.name != fresh.name);
             let same = self.is_same_kind(&dir, &fresh.name, &st, &info.kind);
+            if same && info.witness.disk == meta::disk(&st) {
+                // Found twice, and settled the first time.
+                return Ok(None);
+            }
             if same && (info.kind.is_dir() || info.kind.is_file() && info.nlink <= 1) {
                 // As an editor does that writes a new file and renames it over the old one: the file lives on.
                 if info.kind.is_dir() {
@@ -338,7 +383,7 @@ impl Shared {
         for (fresh, st) in new {
             if st.st_nlink > 1 && meta::file_type(&st) != FileType::Directory && !first_names.insert(fresh.disk) {
                 // A second name of a file whose first is being told just now.
-                pass.fresh.push(fresh);
+                pass.fresh(fresh);
                 continue;
             }
             let dir = self.dir(fresh.dir)?;
@@ -411,6 +456,7 @@ impl Shared {
             }
         }
         if self.back_from_limbo(gone) {
+            self.check_name(ns, pass, gone.dir, &gone.name, true);
             return;
         }
         if self.below_is_suspect(gone) {

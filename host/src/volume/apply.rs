@@ -446,9 +446,9 @@ impl Shared {
             }
         }
         if has_foreign_writer(dir.as_fd(), name) {
-            // Directly in `backing`. What it writes is found when it is done.
-            self.hints.later_inode(inode);
-            return Err(IoError::Changed);
+            // Directly in `backing`. Nobody says when it is done: tried again after a while.
+            self.retry_later(inode);
+            return Err(IoError::Busy);
         }
         if let Some(keep) = keep {
             let (keep_dir, keep_name) = self.target(keep)?;

@@ -27,6 +27,8 @@ struct Inner {
     later: Vec<(Instant, Later)>,
     stopped: bool,
     scanning_all: bool,
+    /// Handed out and not done yet.
+    looking: usize,
 }
 
 enum Later {
@@ -90,6 +92,12 @@ impl Hints {
     /// A scan of everything has ended.
     pub(crate) fn all_done(&self) {
         self.inner().scanning_all = false;
+    }
+
+    /// Names and inodes that wait to be looked at, or are being looked at.
+    pub(crate) fn due(&self) -> usize {
+        let inner = self.inner();
+        inner.work.len() + inner.later.len() + inner.looking
     }
 
     /// Look at a name.
@@ -188,6 +196,7 @@ impl Hints {
             if inner.stopped {
                 return None;
             }
+            inner.looking = 0;
             let now = Instant::now();
             let Inner { work, later, .. } = &mut *inner;
             // In the order in which they were put off.
@@ -210,6 +219,7 @@ impl Hints {
                 inner.since = None;
                 let work = std::mem::take(&mut inner.work);
                 inner.scanning_all |= work.all;
+                inner.looking = work.len();
                 return Some(work);
             }
             let put_off = inner.later.first().map(|(at, _)| *at);

@@ -128,6 +128,8 @@ pub struct VolumeStatus {
     pub dirty_files: usize,
     /// A scan of everything is under way or due.
     pub scanning: bool,
+    /// Names and inodes that wait to be looked at.
+    pub looks_due: usize,
 }
 
 /// A mirror volume. Cheap to clone; all clones are the same volume.
@@ -161,6 +163,8 @@ pub(crate) struct Shared {
     /// Files with several names, by their number in `backing`.
     linked: Mutex<HashMap<u64, InodeId>>,
     suspects: Mutex<BTreeSet<InodeId>>,
+    /// Files that a process outside writes, and whose installation waits for that.
+    busy_outside: Mutex<BTreeSet<InodeId>>,
     troubles: Mutex<BTreeMap<String, String>>,
     stopping: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -201,6 +205,7 @@ impl Volume {
             watch,
             unsettled: Unsettled::default(),
             linked: Mutex::default(),
+            busy_outside: Mutex::default(),
             suspects: Mutex::new(options.suspects.clone()),
             troubles: Mutex::new(troubles),
             stopping: AtomicBool::new(false),
@@ -285,6 +290,7 @@ impl Volume {
             handles,
             dirty_files: self.s.opens.dirty().len(),
             scanning: self.s.hints.all_due(),
+            looks_due: self.s.hints.due(),
         }
     }
 

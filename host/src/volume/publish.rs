@@ -24,10 +24,11 @@ use ice_core::op::{Attr, ContentDigest, Payload};
 use ice_core::tree::InodeInfo;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// More bytes than this are digested by a worker, not by the thread that closes the file.
@@ -48,6 +49,8 @@ const MAPPED_LOOK: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(100);
 /// Between two tries for a file that cannot be read.
 const BROKEN_RETRY: Duration = Duration::from_secs(30);
+/// How often an installation is tried over a file that a process outside writes.
+const OUTSIDE_RETRY: Duration = Duration::from_secs(1);
 /// Looks without success before it is left for later.
 const ROUNDS_MAX: usize = 4;
 
@@ -484,7 +487,7 @@ impl Shared {
 
     /// Looks after files that are dirty for long, and after mappings.
     pub(crate) fn run_ticker(&self) {
-        let mut looked = Instant::now();
+        let (mut looked, mut retried) = (Instant::now(), Instant::now());
         while !self.stopping() {
             std::thread::sleep(TICK);
             let now = Instant::now();
@@ -501,6 +504,13 @@ impl Shared {
                     self.queue(&open);
                 }
             }
+            if now.duration_since(retried) >= OUTSIDE_RETRY {
+                retried = now;
+                let waiting = std::mem::take(&mut *self.busy_outside());
+                if let Ok(port) = self.port() {
+                    waiting.into_iter().for_each(|inode| port.released(inode));
+                }
+            }
             if now.duration_since(looked) >= MAPPED_LOOK {
                 looked = now;
                 for open in self.opens.mappers() {
@@ -508,6 +518,15 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn busy_outside(&self) -> MutexGuard<'_, BTreeSet<InodeId>> {
+        self.busy_outside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A process outside writes the file: its installation is tried again in a while.
+    pub(crate) fn retry_later(&self, inode: InodeId) {
+        self.busy_outside().insert(inode);
     }
 
     fn look_for_stores(&self, open: &Arc<Open>, now: Instant) {

@@ -30,8 +30,6 @@ use std::time::{Duration, Instant};
 const BATCH: usize = 256;
 /// Differences settled under one namespace lock.
 const LOCKED_BATCH: usize = 32;
-/// New names gathered before they are settled, even if a move may be missed by that.
-const FRESH_MAX: usize = 64 * 1024;
 /// Files that wait to be digested before the scanner waits.
 const CONTENT_WAITING_MAX: usize = 1024;
 /// The scanner looks around this often without a hint.
@@ -113,7 +111,7 @@ impl Shared {
             if let Some(dir) = pass.todo.pop() {
                 self.scan_dir(pass, dir);
                 self.wait_for_digests();
-                if pass.fresh.len() < FRESH_MAX {
+                if !pass.is_full() {
                     continue;
                 }
             }
@@ -196,6 +194,11 @@ impl Shared {
             self.hints.later_name(dir, name.clone());
             return;
         }
+        if known.is_none() && st.is_ok() && port.look(|names| names.locate(dir)).is_none() {
+            // The directory itself is not known any more; what is in it is found below the one that took its place.
+            self.dirs.forget(dir);
+            return;
+        }
         let gone = |inode, is_dir| Gone { inode, dir, name: name.clone(), is_dir };
         match (st, known) {
             (Err(Errno::NOENT), None) => {}
@@ -211,7 +214,7 @@ impl Shared {
                     format!("another file system is mounted in backing at {name}; it is not part of the volume");
                 self.trouble("mount", words);
             }
-            (Ok(st), None) => pass.fresh.push(Fresh { dir, name: name.clone(), disk: meta::disk(&st) }),
+            (Ok(st), None) => pass.fresh(Fresh { dir, name: name.clone(), disk: meta::disk(&st) }),
             (Ok(st), Some((inode, info))) => {
                 let (was, disk) = (info.witness.disk, meta::disk(&st));
                 let same = self.is_same_kind(&fd, name, &st, &info.kind);
@@ -223,7 +226,7 @@ impl Shared {
                 } else {
                     // Another object stands here. Under an equal number it can only be a newer one.
                     pass.gone(if was == disk { 0 } else { was }, gone(inode, info.kind.is_dir()));
-                    pass.fresh.push(Fresh { dir, name: name.clone(), disk });
+                    pass.fresh(Fresh { dir, name: name.clone(), disk });
                 }
             }
         }

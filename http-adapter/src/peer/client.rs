@@ -21,8 +21,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// A request that the other side takes nothing of.
 const WRITE_STALL: Duration = Duration::from_secs(15);
-/// Idle connections are kept this long, and this many per address.
-const IDLE_LIMIT: Duration = Duration::from_secs(20);
+/// Idle connections are kept this long (less than the other side keeps them), and this many per address.
+const IDLE_LIMIT: Duration = Duration::from_secs(15);
 const IDLE_PER_URL: usize = 8;
 /// Bytes of an error's text that are read.
 const REASON_MAX_BYTES: usize = 4096;

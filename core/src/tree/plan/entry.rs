@@ -30,11 +30,28 @@ impl Tree {
             return Next::soon(i);
         }
         match (self.seat(e), self.desired(e)) {
-            (Some(seat), None) => self.leave(e, i, seat, out),
+            (Some(seat), None) => match self.heir_without_bytes(&seat, e, have) {
+                Some(heir) => Next::soon(heir),
+                None => self.leave(e, i, seat, out),
+            },
             (None, Some((p, name))) => self.appear(e, i, p, name, have, trail, out),
             (Some(seat), Some((p, name))) => self.shift(e, i, seat, p, name, have, trail, out),
             (None, None) => Next::Done,
         }
+    }
+
+    /// The file that is to take this seat, if its bytes are not here yet. Until they are, the old file stays: a program that
+    /// replaces a file by renaming a new one over it must never leave other nodes without either.
+    fn heir_without_bytes(&self, seat: &Seat, e: u32, have: &Have<'_>) -> Option<u32> {
+        let Seat::At(p, name) = seat else { return None };
+        let place = (*p, name.clone());
+        let heir = self.group(*p, name).into_iter().find(|x| *x != e && self.desired(*x).as_ref() == Some(&place))?;
+        let i = self.entries[heir].inode;
+        let (version, size, _) = self.winner(i);
+        let lacks = self.inodes[i].tag == Tag::File
+            && self.held(i).stamp != version
+            && self.source(i, version, size, have).is_none();
+        lacks.then_some(i)
     }
 
     /// A directory on the way up from `dir` (itself included) that is being moved or removed.

@@ -24,8 +24,16 @@ impl Tree {
     /// An action was done; `witness` is what stands on disk now. Returns what to log. An unknown ticket is ignored. If bytes
     /// were set aside as a conflict copy, the records come from the next `own_ops`.
     pub fn applied(&mut self, ticket: Ticket, witness: Witness) -> Vec<LogRecord> {
-        let Some(f) = self.work.end(ticket, true) else { return Vec::new() };
-        let (i, e) = (f.inode, f.entry);
+        let overtaken = |f: &Flight| f.what == What::MoveToCopy && f.stale;
+        let overtaken = self.work.flights.get(&ticket).is_some_and(overtaken);
+        let Some(mut f) = self.work.end(ticket, !overtaken) else { return Vec::new() };
+        if let Some((_, _, dir, name)) = f.keep.take_if(|_| overtaken) {
+            // Somebody here used the file meanwhile: it may not be what was to be kept. It was merely moved.
+            f.what = What::Move;
+            f.to = Some(Seat::At(dir, name));
+        }
+        let i = f.inode;
+        let e = self.moved_entry(&f);
         let mut log = Vec::new();
         let before = self.inodes[i].witness;
         if f.stale && matches!(f.what, What::Make | What::Attr | What::Install) {
@@ -83,6 +91,18 @@ impl Tree {
         }
         self.landed(&f);
         log
+    }
+
+    /// The entry that an action moved: the one it was meant for, or another name of the same inode that a user put in its
+    /// place meanwhile.
+    fn moved_entry(&self, f: &Flight) -> u32 {
+        match &f.from {
+            Some(Seat::At(p, name)) if self.seat(f.entry) != f.from => {
+                let now = self.disk_child(*p, name).filter(|x| self.entries[*x].inode == f.inode);
+                now.unwrap_or(f.entry)
+            }
+            _ => f.entry,
+        }
     }
 
     fn landed(&mut self, f: &Flight) {
