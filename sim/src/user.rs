@@ -436,6 +436,7 @@ impl World {
         let content = self.hosts[n].fs.get(ino).map_or(Content::EMPTY, |i| i.content);
         self.publish(n, ino);
         self.hosts[n].fs.sync_file(ino);
+        self.hosts[n].disk.unstaged.clear();
         // A file that the core does not know in this form cannot be promised.
         let inode = self.inode_of(n, ino);
         let known = inode

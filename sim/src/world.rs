@@ -122,6 +122,8 @@ pub struct World {
 const INBOX_MAX: usize = 20_000;
 /// Steps at one point in time after which a node is said never to end.
 const STEPS_AT_ONCE_MAX: u64 = 20_000;
+/// A transfer that takes longer is given up.
+const FETCH_MAX: Span = Span::s(30);
 /// A request without a give-up time of its own must be answered within this.
 pub(crate) const ANSWER_MAX: Span = Span::s(60);
 
@@ -510,7 +512,10 @@ impl World {
                 self.queue.put(at, Ev::LogSync(n, epoch, token, mark));
             }
             Io::Unstage { inode, version } => {
-                self.hosts[n].disk.staged.remove(&(inode, version));
+                let disk = &mut self.hosts[n].disk;
+                if let Some(s) = disk.staged.remove(&(inode, version)).filter(|s| s.durable) {
+                    disk.unstaged.push(((inode, version), s));
+                }
             }
             Io::Rescan { .. } => self.scan_soon(n),
             Io::Store { token, .. } | Io::Apply { token, .. } | Io::Fetch { token, .. } | Io::Stage { token, .. } => {
@@ -527,8 +532,13 @@ impl World {
                 let p = self.process(n);
                 p.last_action += 1;
                 let slot = p.last_action;
+                let slow = matches!(io, Io::Fetch { .. }) && time > FETCH_MAX;
                 p.pending.insert(slot, io);
-                self.queue.put(self.now.after(time), Ev::Action(n, epoch, slot));
+                if slow {
+                    self.queue.put(self.now.after(FETCH_MAX), Ev::GiveUpFetch(n, epoch, slot));
+                } else {
+                    self.queue.put(self.now.after(time), Ev::Action(n, epoch, slot));
+                }
             }
         }
     }
@@ -831,7 +841,10 @@ impl World {
             self.sometimes.saw("crash lost log records");
         }
         match ending {
-            Ending::Clean => host.fs.sync(),
+            Ending::Clean => {
+                host.fs.sync();
+                host.disk.unstaged.clear();
+            }
             Ending::ProcessCrash => {}
             Ending::MachineCrash => {
                 if host.fs.machine_crash(&mut self.rngs.crash) > 0 {

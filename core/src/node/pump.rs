@@ -165,7 +165,8 @@ impl Node {
     }
 
     fn pump_checkpoint(&mut self) {
-        if self.journal.checkpoint_due(self.now) {
+        let kept = self.unproven.is_some() && !self.journal.overlong();
+        if !kept && self.journal.checkpoint_due(self.now) {
             let known = self.history.frontier();
             self.journal.checkpoint_begin(known);
         }

@@ -56,6 +56,13 @@ impl<'a> View<'a> {
             && n.content.needed().is_empty()
     }
 
+    /// After a start that followed a machine crash: what was removed since the last checkpoint, as it looked then. An object
+    /// of this inode number and this look that is on disk all the same was removed, and the crash undid it. Empty
+    /// after [`crate::event::Admin::Scanned`].
+    pub fn removed_lately(&self) -> &'a [crate::event::Witness] {
+        self.node.unproven.as_ref().map_or(&[], |u| &u.removed)
+    }
+
     /// What [`View::quiet`] waits for, in words.
     pub fn unfinished(&self) -> Vec<String> {
         let n = self.node;
