@@ -1,5 +1,7 @@
 //! Random concurrent changes on three replicas, delivered in any order: they must converge, and no bytes may be lost.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the environment chooses the seeds")]
+
 mod tree_support;
 
 use ice_core::event::IoError;

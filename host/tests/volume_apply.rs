@@ -343,7 +343,7 @@ fn large_content_is_received_in_parts_resumed_verified_and_installed() {
     // Resumed at a whole block; what follows is sent again.
     let mut arriving = rig.volume.stage(&fetch).unwrap();
     let have = arriving.have() as usize;
-    assert!(have > 0 && have <= 600_000 && have as u64 % digest::BLOCK_BYTES == 0);
+    assert!(have > 0 && have <= 600_000 && (have as u64).is_multiple_of(digest::BLOCK_BYTES));
     arriving.write_at(have as u64, &bytes[have..]).unwrap();
     assert!(arriving.finish().unwrap());
     assert_eq!(rig.volume.staged(), [(inode, version)]);
@@ -402,7 +402,7 @@ fn inline_payloads_are_staged_and_forgotten() {
     rig.volume.submit(Io::Unstage { inode, version }).unwrap();
     rig.wait("the end of it", || rig.volume.staged().is_empty());
     let other = Io::LogSync { token };
-    assert_eq!(rig.volume.submit(other.clone()), Err(other));
+    assert_eq!(rig.volume.submit(other.clone()), Err(Box::new(other)));
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Actions for Lanes {
     fn send(&self, _: NetSend) {}
     fn io(&self, io: Io) {
         let done = |token, result| self.done.lock().unwrap().send((token, result)).unwrap();
-        match self.volume.submit(io) {
+        match self.volume.submit(io).map_err(|other| *other) {
             Ok(()) | Err(Io::Log { .. }) => {}
             Err(Io::LogSync { token }) => done(token, IoResult::LogSynced),
             Err(Io::Store { token, .. }) => done(token, IoResult::Stored),

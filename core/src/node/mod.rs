@@ -269,16 +269,16 @@ fn sooner(a: Option<Deadline>, at: Instant, why: Wake) -> Option<Deadline> {
 
 /// Everything that a digest must cover besides the tree.
 pub(crate) fn small_state(node: &Node) -> Vec<u128> {
-    let mut v = Vec::new();
-    v.push(u128::from(node.clock.last().0));
-    v.push(u128::from(node.next_io));
-    v.push(u128::from(node.journal.next) << 64 | u128::from(node.journal.synced));
-    v.push(crate::digest::of(&node.history.frontier()));
-    v.push(crate::digest::of(&node.history.durable_frontier()));
-    v.push(crate::digest::of(&node.history.content_frontier()));
-    v.push(crate::digest::of(&node.members.all()));
-    v.push(node.content.len() as u128);
-    v.push(node.handles.len() as u128);
-    v.push(node.open.len() as u128);
-    v
+    alloc::vec![
+        u128::from(node.clock.last().0),
+        u128::from(node.next_io),
+        u128::from(node.journal.next) << 64 | u128::from(node.journal.synced),
+        crate::digest::of(&node.history.frontier()),
+        crate::digest::of(&node.history.durable_frontier()),
+        crate::digest::of(&node.history.content_frontier()),
+        crate::digest::of(&node.members.all()),
+        node.content.len() as u128,
+        node.handles.len() as u128,
+        node.open.len() as u128,
+    ]
 }

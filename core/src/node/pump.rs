@@ -265,12 +265,13 @@ impl Node {
         }
         for r in &members {
             horizon = horizon.min(self.held.get(r).map_or(Hlc(0), |h| h.clock));
-            // What a member holds of its own and we do not know yet may be older than all that.
+            // What a member holds and we do not know yet may have been issued before its issuer knew what we are about to
+            // forget: its word counts only when all that came before it has come here too (see the guarantees of `tree`).
             if let Some(h) = self.held.get(r) {
                 for m in &h.log {
                     let known = self.history.known(m.origin);
                     if m.seq > known.0 {
-                        horizon = horizon.min(known.1);
+                        horizon = Hlc(0);
                     }
                 }
             }

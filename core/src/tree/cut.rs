@@ -107,17 +107,10 @@ impl Tree {
                 } else {
                     self.forget_removals(e);
                 }
-            } else if self.own_live(e) && !self.inodes[i].has(MULTI) {
-                let winner = self.winner(i).0;
-                if winner > self.cut {
-                    self.graves.insert((winner, e));
-                } else if due {
-                    return false;
-                } else {
-                    self.forget_removals(e);
-                }
             }
-            return true; // A directory that is held by what is in it comes here again when it dies.
+            // A file that newer content brought back keeps its deletion: another name of it may still decide otherwise. It
+            // comes here again when it is placed anew, and a directory that is held by what is in it when it dies.
+            return true;
         }
         if live || !(removed || forgotten) || self.is_seated(e) {
             return true;

@@ -294,25 +294,19 @@ impl Tree {
 
     /// A directory that the cluster forgot holds something of ours: it is made anew for everybody.
     fn publish_rebirth(&mut self, i: u32, mint: &mut Mint<'_>) -> Option<LocalOutcome> {
-        let op = self.rebirth_op(i, mint)?;
-        Some(LocalOutcome { inode: self.inodes[i].id(), ops: alloc::vec![op], records: Vec::new() })
-    }
-
-    /// `Place` with `make` for a forgotten inode, integrated.
-    pub(super) fn rebirth_op(&mut self, i: u32, mint: &mut Mint<'_>) -> Option<LocalOp> {
         let n = self.inodes.get(i)?;
-        if i == ROOT || n.entry == super::NONE || !self.entries[n.entry].has(FORGOTTEN) {
+        if i == ROOT || n.entry == super::NONE || !self.entries[n.entry].has(FORGOTTEN) || n.live_kids == 0 {
             return None;
         }
         let e = n.entry;
-        let kind = self.kind(i)?;
+        let (kind, inode) = (self.kind(i)?, n.id());
         let entry = self.entries[e].id();
-        let (parent, name) = (self.inodes[self.entries[e].parent].id(), self.entries[e].name.clone()?);
+        let (parent, name) = (self.id_of(self.entries[e].parent), self.entries[e].name.clone()?);
         let make = Some(Box::new(Make { kind, attrs: self.attrs(i) }));
-        let body = OpBody::Place { entry, inode: self.inodes[i].id(), parent, name, make };
+        let body = OpBody::Place { entry, inode, parent, name, make };
         let stamp = mint();
         self.integrate_unsettled(stamp, &body);
         self.settle();
-        Some(LocalOp { stamp, body, here: None })
+        Some(LocalOutcome { inode, ops: alloc::vec![LocalOp { stamp, body, here: None }], records: Vec::new() })
     }
 }

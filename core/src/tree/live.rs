@@ -7,7 +7,7 @@ use crate::time::Stamp;
 
 impl Tree {
     /// No deletion counts against its placement.
-    fn unremoved(&self, e: u32) -> bool {
+    pub(super) fn unremoved(&self, e: u32) -> bool {
         let n = &self.entries[e];
         if n.has(FORGOTTEN) || n.name.is_none() {
             return false;

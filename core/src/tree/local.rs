@@ -1,7 +1,6 @@
 //! Changes made in `backing` here become operations.
 
 use super::model::*;
-use super::plan::Work;
 use super::{LocalOp, LocalOutcome, Mint, Tree};
 use crate::action::{LogRecord, Refused};
 use crate::event::{Change, Witness};
@@ -157,6 +156,15 @@ impl Tree {
         self.issue(OpBody::Place { entry, inode, parent, name, make: None }, witness, to);
     }
 
+    /// Places an entry anew where it is placed. It may stand elsewhere on disk.
+    fn issue_confirm(&mut self, e: u32, parent: InodeId, name: &Name, to: &mut Issue<'_, '_>) {
+        let (entry, inode) = (self.entries[e].id(), self.id_of(self.entries[e].inode));
+        let body = OpBody::Place { entry, inode, parent, name: name.clone(), make: None };
+        let stamp = (to.mint)();
+        self.integrate(stamp, &body);
+        to.ops.push(LocalOp { stamp, body, here: None });
+    }
+
     /// Somebody here builds on something that stands on disk but was deleted by others, who may have forgotten it already:
     /// it is made anew where it stands, directories above it first. Returns the inode that it is from now on.
     fn ensure_live(&mut self, i: u32, with_content: bool, to: &mut Issue<'_, '_>) -> Result<u32, Refused> {
@@ -280,6 +288,16 @@ impl Tree {
         self.ensure_live(p, false, to)?;
         i = self.ensure_live(i, true, to)?;
         let inode = self.id_of(i);
+        // A name that only newer content brought back would be gone again as soon as there is another one.
+        for e in self.entries_of(i) {
+            if self.entries[e].has(LIVE) && !self.unremoved(e) {
+                let Some(place) = self.placement(e) else { continue };
+                let parent = self.id_of(place.parent);
+                if self.is_seated(e) {
+                    self.issue_confirm(e, parent, &place.name, to);
+                }
+            }
+        }
         let (entry, last) = self.generation((p, name_hash(name)), &|g| EntryId::derive_link(parent, name, inode, g));
         let waiting = last.filter(|id| {
             self.entry_of(*id).is_some_and(|e| {
@@ -389,7 +407,7 @@ impl Tree {
             let (inode, base) = (self.id_of(i), self.held(i).stamp);
             self.issue(OpBody::SetContent { inode, base, size, digest, mtime }, witness, to);
         }
-        self.work.call(Work::Inode(i));
+        self.call_inode(i);
         Ok(self.inode_of(inode).filter(|i| self.on_disk(*i)).unwrap_or(i))
     }
 }

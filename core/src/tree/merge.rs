@@ -1,7 +1,7 @@
 //! State transfer: what is known of an inode as a record, and merging such records register by register.
 
 use super::model::*;
-use super::{EntryRecord, LocalOp, Mint, PlaceRecord, ROOT, StateRecord, Tree, Version, XattrRecord};
+use super::{EntryRecord, PlaceRecord, ROOT, StateRecord, Tree, Version, XattrRecord};
 use crate::ids::InodeId;
 use crate::op::OpBody;
 use crate::time::Stamp;
@@ -198,57 +198,5 @@ impl Tree {
             }
         }
         self.settle();
-    }
-
-    /// Own operations that no other member knows, once more with new stamps, for a replica that was away for so long that
-    /// its old stamps are no longer accepted. To be called when the state of the others has been merged; `ops` in the order
-    /// of their stamps. The result takes the place of `ops` in the log.
-    pub fn reissue(&mut self, ops: &[(Stamp, OpBody)], mint: &mut Mint<'_>) -> Vec<LocalOp> {
-        let mut renamed: BTreeMap<Stamp, Stamp> = BTreeMap::new();
-        let mut out = Vec::new();
-        for (old, body) in ops {
-            let mut body = body.clone();
-            let subject = match &mut body {
-                OpBody::Place { inode, .. } => Some(*inode),
-                OpBody::Remove { entry, saw } => {
-                    *saw = renamed.get(saw).copied().unwrap_or(*saw);
-                    let e = self.entry_of(*entry).filter(|e| !self.entries[*e].has(FORGOTTEN));
-                    if e.is_none() {
-                        continue; // It is gone for everybody already.
-                    }
-                    None
-                }
-                OpBody::SetAttr { inode, .. } => Some(*inode),
-                OpBody::SetContent { inode, base, .. } => {
-                    *base = renamed.get(base).copied().unwrap_or(*base);
-                    Some(*inode)
-                }
-            };
-            let created = matches!(&body, OpBody::Place { make: Some(_), .. });
-            if let Some(i) = subject.and_then(|s| self.inode_of(s))
-                && !created
-                && matches!(body, OpBody::SetContent { .. } | OpBody::Place { .. })
-            {
-                // An edit or a rename of what the cluster forgot brings it back.
-                out.extend(self.rebirth_op(i, mint));
-            }
-            let stamp = mint();
-            let same =
-                subject.and_then(|s| self.inode_of(s)).filter(|i| self.on_disk(*i) && self.held(*i).stamp == *old);
-            let here = same.map(|i| self.inodes[i].witness);
-            self.integrate_unsettled(stamp, &body);
-            if let (Some(i), OpBody::SetContent { size, digest, .. }) = (same, &body) {
-                self.set_held(i, stamp, Some((*size, *digest)));
-                renamed.insert(*old, stamp);
-                if self.heads.contains(&(i, *old)) {
-                    self.settle_head(i, *old);
-                }
-            } else if matches!(body, OpBody::SetContent { .. }) {
-                renamed.insert(*old, stamp);
-            }
-            self.settle();
-            out.push(LocalOp { stamp, body, here });
-        }
-        out
     }
 }

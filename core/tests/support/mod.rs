@@ -112,62 +112,58 @@ impl World {
     }
 
     fn step(&mut self, h: usize) {
+        let mut turns = 0;
+        while self.turn(h) {
+            turns += 1;
+            assert!(turns < 10_000, "a node never comes to rest");
+        }
+    }
+
+    /// One step of a node, if it has anything to do now.
+    fn turn(&mut self, h: usize) -> bool {
         let now = self.now;
         let host = &mut self.hosts[h];
         if !host.up {
-            return;
+            return false;
         }
         if host.disk {
-            let mut back = std::mem::take(&mut host.held_back);
-            host.events.extend(back.drain(..));
+            host.events.extend(host.held_back.drain(..));
         }
-        let mut rounds = 0;
-        while !host.events.is_empty() || host.out.again || host.wake.is_some_and(|w| w.0 <= now) {
-            rounds += 1;
-            assert!(rounds < 10_000, "a node never comes to rest");
-            host.events.push_front(Event::Wall { unix_ns: now });
-            let mut out = std::mem::take(&mut host.out);
-            host.node.step(Instant(now), &mut host.events, &mut out);
-            host.wake = out.wake.map(|w| w.at);
-            assert!(
-                host.wake.is_none_or(|w| w.0 > now) || out.again || !host.events.is_empty(),
-                "woken for nothing: {:?}",
-                out.wake
-            );
-            host.replies.append(&mut out.reply);
-            host.notices.append(&mut out.notice);
-            let io: Vec<Io> = out.io.drain(..).collect();
-            let send: Vec<Send> = out.send.drain(..).collect();
-            host.out = out;
-            for io in io {
-                match io {
-                    Io::LogSync { token } => {
-                        let e = Event::Io { token, result: IoResult::LogSynced };
-                        if self.hosts[h].disk { self.later(100_000, h, e) } else { self.hosts[h].held_back.push(e) }
-                    }
-                    Io::Store { token, .. } => self.later(100_000, h, Event::Io { token, result: IoResult::Stored }),
-                    Io::Apply { token, .. } => {
-                        self.later(
-                            100_000,
-                            h,
-                            Event::Io { token, result: IoResult::Applied(Witness { disk: 1, sum: 1 }) },
-                        );
-                    }
-                    Io::Fetch { token, .. } | Io::Stage { token, .. } => {
-                        self.later(100_000, h, Event::Io { token, result: IoResult::Fetched });
-                    }
-                    Io::Log { .. } | Io::Unstage { .. } | Io::Rescan { .. } => {}
+        if host.events.is_empty() && !host.out.again && host.wake.is_none_or(|w| w.0 > now) {
+            return false;
+        }
+        host.events.push_front(Event::Wall { unix_ns: now });
+        let mut out = std::mem::take(&mut host.out);
+        host.node.step(Instant(now), &mut host.events, &mut out);
+        host.wake = out.wake.map(|w| w.at);
+        let idle = host.wake.is_none_or(|w| w.0 > now) || out.again || !host.events.is_empty();
+        assert!(idle, "woken for nothing: {:?}", out.wake);
+        host.replies.append(&mut out.reply);
+        host.notices.append(&mut out.notice);
+        let io: Vec<Io> = out.io.drain(..).collect();
+        let send: Vec<Send> = out.send.drain(..).collect();
+        host.out = out;
+        for io in io {
+            match io {
+                Io::LogSync { token } => {
+                    let e = Event::Io { token, result: IoResult::LogSynced };
+                    if self.hosts[h].disk { self.later(100_000, h, e) } else { self.hosts[h].held_back.push(e) }
                 }
+                Io::Store { token, .. } => self.later(100_000, h, Event::Io { token, result: IoResult::Stored }),
+                Io::Apply { token, .. } => {
+                    let result = IoResult::Applied(Witness { disk: 1, sum: 1 });
+                    self.later(100_000, h, Event::Io { token, result });
+                }
+                Io::Fetch { token, .. } | Io::Stage { token, .. } => {
+                    self.later(100_000, h, Event::Io { token, result: IoResult::Fetched });
+                }
+                Io::Log { .. } | Io::Unstage { .. } | Io::Rescan { .. } => {}
             }
-            for s in send {
-                self.send(h, s);
-            }
-            self.hosts[h].out.send.clear();
-            if self.hosts[h].events.is_empty() && !self.hosts[h].out.again {
-                break;
-            }
-            return self.step(h);
         }
+        for s in send {
+            self.send(h, s);
+        }
+        true
     }
 
     fn reaches(&self, a: usize, b: usize) -> bool {

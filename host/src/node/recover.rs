@@ -152,8 +152,8 @@ pub fn core_config(config: &Config, data: &DataDir, urls: Vec<String>) -> CoreCo
     c.ack = config.ack;
     // `keepalive` is the longest time between two tries to reach a member; signs of life on a standing connection are
     // cheap and far more frequent, because they also carry acknowledgements.
-    c.heartbeat = Span(nanos(config.keepalive).min(500_000_000).max(50_000_000));
-    c.redial = Span(nanos(config.keepalive).min(5_000_000_000).max(200_000_000));
+    c.heartbeat = Span(nanos(config.keepalive).clamp(50_000_000, 500_000_000));
+    c.redial = Span(nanos(config.keepalive).clamp(200_000_000, 5_000_000_000));
     c.dial_failures = config.keepalive_failures;
     c
 }

@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_is_not_sent() {
         let content = Bytes::from_static(b"abc");
-        let message = with_payloads(&[content.clone()]);
+        let message = with_payloads(std::slice::from_ref(&content));
         let mut out = vec![1, 2, 3];
         for wrong in [vec![], vec![Bytes::from_static(b"ab")], vec![content.clone(), Bytes::new()]] {
             assert!(matches!(encode(&message, &wrong, &mut out), Err(FrameError::PayloadLength { .. })));

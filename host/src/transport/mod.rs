@@ -118,6 +118,8 @@ pub fn differing(wanted: &Blocks, base: &Blocks) -> Vec<Range<u64>> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+
     use super::*;
 
     #[test]

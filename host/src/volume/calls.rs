@@ -3,6 +3,7 @@
 use super::create::drop_new;
 use super::meta::{self, Raw};
 use super::resolve::{Object, component, is_hidden};
+use super::scan::with_times;
 use super::{Ns, Shared};
 use crate::vfs::{FsStat, ROOT_INO, Result, SetStat, Stat};
 use ice_core::action::Spot;
@@ -128,20 +129,21 @@ impl Shared {
         }
         let Some((inode, _)) = object.known else { return Ok(()) };
         let witness = self.witness_after(object, after);
-        let mut changes = Vec::new();
-        let mut attr = |attr| changes.push(Change::Attr { inode, attr, witness });
+        let mut changed = Vec::new();
         if set.uid.is_some() || set.gid.is_some() {
-            attr(Attr::Owner { uid: after.st_uid, gid: after.st_gid });
+            changed.push(Attr::Owner { uid: after.st_uid, gid: after.st_gid });
         }
         let mode = after.st_mode & meta::MODE_BITS;
         // A change of owner may clear bits.
         if set.mode.is_some() || mode != before.st_mode & meta::MODE_BITS {
-            attr(Attr::Mode(mode));
+            changed.push(Attr::Mode(mode));
         }
         if set.atime.is_some() || set.mtime.is_some() {
             let a = meta::attrs(after);
-            attr(Attr::Times { atime: a.atime, mtime: a.mtime });
+            changed.push(Attr::Times { atime: a.atime, mtime: a.mtime });
         }
+        with_times(&mut changed, after);
+        let changes = changed.into_iter().map(|attr| Change::Attr { inode, attr, witness }).collect();
         for result in self.tell(ns, changes)? {
             result.map_err(super::resolve::refused)?;
         }
@@ -342,8 +344,14 @@ impl Shared {
 
     /// Keeps track of files with several names: a further one found on disk is recognised by its inode number.
     pub(crate) fn remember_links(&self, st: &Raw, inode: InodeId) {
-        if st.st_nlink > 1 && meta::file_type(st) != FileType::Directory {
-            self.linked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(meta::disk(st), inode);
+        if meta::file_type(st) == FileType::Directory {
+            return;
+        }
+        let mut linked = self.linked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if st.st_nlink > 1 {
+            linked.insert(meta::disk(st), inode);
+        } else if !linked.is_empty() {
+            linked.remove(&meta::disk(st));
         }
     }
 

@@ -19,6 +19,8 @@
 //! move in steps of some milliseconds: a direct edit of equal length within the step of another change of the same file is
 //! not seen before the next one. A direct change of a directory's times is not replicated.
 
+#![allow(clippy::unnecessary_cast, reason = "the types of the fields of stat differ between platforms")]
+
 mod adopt;
 mod apply;
 mod calls;
@@ -261,7 +263,7 @@ impl Volume {
 
     /// Enqueues an action of the core: `Apply`, `Stage`, `Unstage` and `Rescan`. Never blocks; the completion comes later,
     /// from another thread. Other actions are handed back: they are not the volume's.
-    pub fn submit(&self, io: Io) -> Result<(), Io> {
+    pub fn submit(&self, io: Io) -> Result<(), Box<Io>> {
         match io {
             Io::Rescan { inode } => {
                 self.s.hints.inode(inode);
@@ -272,7 +274,7 @@ impl Volume {
                 self.s.jobs.push(io);
                 Ok(())
             }
-            other => Err(other),
+            other => Err(Box::new(other)),
         }
     }
 

@@ -87,6 +87,7 @@ impl Shared {
                 if let Some(d) = open.state().dirty.as_mut() {
                     d.not_before = Some(Instant::now() + IDLE_OPEN);
                 }
+                self.opens.settle(open);
             }
             Err(e) => {
                 let wait = if *e == Errno::AGAIN { IDLE_OPEN } else { BROKEN_RETRY };
@@ -167,11 +168,12 @@ impl Shared {
     fn reading_fd(&self, open: &Open, inode: InodeId) -> Result<File> {
         let held = open.state().files.first().cloned();
         let fd: OwnedFd = match held {
-            Some(file) => match reopen(file.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK) {
-                Ok(fd) => fd,
-                // An unprivileged daemon and a file that its owner may not read.
-                Err(e) => return Err(e),
-            },
+            // All reads are at given offsets, so that sharing the descriptor's position does no harm.
+            Some(file) if rustix::fs::fcntl_getfl(&*file)? & OFlags::RWMODE != OFlags::WRONLY => {
+                rustix::io::fcntl_dupfd_cloexec(&*file, 0)?
+            }
+            // Fails for an unprivileged daemon and a file that its owner may not read.
+            Some(file) => reopen(file.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK)?,
             None => {
                 let place = self.place_of(inode)?;
                 let (fd, st) = self.object_at(&place)?;
@@ -367,6 +369,13 @@ impl Shared {
 
     /// Publishes at once, or, if that means reading much, by a worker.
     pub(crate) fn publish_or_queue(&self, open: &Arc<Open>) {
+        {
+            let state = open.state();
+            if state.dirty.is_none() && state.mappers == 0 {
+                // Every write of ours is noted, and nobody can have stored through a mapping.
+                return;
+            }
+        }
         if self.work(open) > INLINE_WORK_BYTES {
             self.queue(open);
         } else if let Err(e) = self.publish(open) {

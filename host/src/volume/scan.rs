@@ -62,7 +62,11 @@ impl Shared {
                 scanned = true;
             }
             self.scan_hints(work);
-            if scanned && self.content.len() == 0 && !self.opens.dirty().iter().any(|o| o.state().verify) {
+            if scanned
+                && !self.suspects().is_empty()
+                && self.content.len() == 0
+                && !self.opens.dirty().iter().any(|o| o.state().verify)
+            {
                 // Everything was compared: from now on a difference is somebody's edit.
                 self.suspects().clear();
                 if !std::mem::replace(&mut told, true)
@@ -89,6 +93,9 @@ impl Shared {
 
     fn scan_all(&self) {
         let start = Instant::now();
+        for old in ["scan", "adopt", "mount"] {
+            self.trouble_over(old);
+        }
         let mut pass = Pass::telling();
         pass.todo.push(InodeId::ROOT);
         self.finish(&mut pass);
@@ -153,6 +160,7 @@ impl Shared {
         for dir in pass.todo {
             self.hints.dir(dir);
         }
+        self.stale.push_now(pass.stale);
     }
 
     pub(crate) fn look_at_spot(&self, spot: &Spot) {
@@ -322,6 +330,7 @@ impl Shared {
         for (name, _) in known.iter().filter(|(n, _)| self.privileged && !found.iter().any(|(f, _)| **f == **n)) {
             changed.push(Attr::Xattr { name: name.clone(), value: None });
         }
+        with_times(&mut changed, st);
         changed
     }
 
@@ -437,6 +446,16 @@ impl Shared {
             name: std::ffi::OsString::from_vec(name.as_bytes().to_vec()),
             child: child.map(base_ino),
         }
+    }
+}
+
+/// A change of a directory's attributes carries its times along: others set all attributes together, and would set back a
+/// time that moved with every entry.
+pub(crate) fn with_times(changed: &mut Vec<Attr>, st: &Raw) {
+    let times = |a: &Attr| matches!(a, Attr::Times { .. });
+    if meta::file_type(st) == FileType::Directory && !changed.is_empty() && !changed.iter().any(times) {
+        let now = meta::attrs(st);
+        changed.push(Attr::Times { atime: now.atime, mtime: now.mtime });
     }
 }
 

@@ -45,6 +45,15 @@ impl StaleQueue {
         }
     }
 
+    /// Enqueues the little news of a single look, without ever waiting.
+    pub(crate) fn push_now(&self, news: Vec<Stale>) {
+        let mut inner = self.inner();
+        if !inner.sinks.is_empty() && !news.is_empty() {
+            inner.waiting.extend(news);
+            self.more.notify_all();
+        }
+    }
+
     /// Waits until everything pushed so far was told.
     pub(crate) fn drained(&self) {
         let mut inner = self.inner();

@@ -9,7 +9,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +62,9 @@ impl Shared {
         let Some(watch) = &self.watch else { return };
         let mut buf = vec![MaybeUninit::<u8>::uninit(); READ_BYTES];
         while !self.stopping() {
+            if !readable(&watch.fd) {
+                continue;
+            }
             // Gathering comes first: hints wait for their like anyway, and a busy volume is read in large pieces.
             std::thread::sleep(GATHER);
             let mut found = HashMap::new();
@@ -101,4 +104,11 @@ impl Shared {
         let list = events.contains(ReadFlags::ISDIR) && events.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
         *found.entry((dir, name)).or_default() |= list;
     }
+}
+
+/// Waits until there is something to read, some 100 milliseconds at most.
+fn readable(fd: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd for the length of the call.
+    unsafe { libc::poll(&mut poll, 1, 300) > 0 }
 }

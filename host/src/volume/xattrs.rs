@@ -82,9 +82,12 @@ impl Shared {
         change(&meta::fd_path(object.fd.as_fd()))?;
         let Some((inode, _)) = object.known else { return Ok(()) };
         let after = rustix::fs::fstat(&*object.fd)?;
-        let attr = Attr::Xattr { name: name.into(), value: value.map(|v| serde_bytes::ByteBuf::from(v.to_vec())) };
+        let value = value.map(|v| serde_bytes::ByteBuf::from(v.to_vec()));
+        let mut changed = vec![Attr::Xattr { name: name.into(), value }];
+        super::scan::with_times(&mut changed, &after);
         let witness = self.witness_after(&object, &after);
-        for result in self.tell(&ns, vec![Change::Attr { inode, attr, witness }])? {
+        let changes = changed.into_iter().map(|attr| Change::Attr { inode, attr, witness }).collect();
+        for result in self.tell(&ns, changes)? {
             result.map_err(refused)?;
         }
         Ok(())

@@ -19,6 +19,7 @@ use desk::Park;
 const NEEDS_MAX: usize = 64;
 
 /// What came of looking at a piece of work.
+#[allow(clippy::large_enum_variant, reason = "made and taken apart at once, never stored")]
 enum Next {
     /// Nothing is left to do.
     Done,
