@@ -94,6 +94,10 @@ pub enum Admin {
         /// Base URL.
         url: String,
     },
+    /// After a start that followed a machine crash: all of `backing` has been compared with the tree, and what was lost or
+    /// torn has been reported. Until then the log and what it holds are kept, because only they may still have bytes
+    /// that `backing` has lost.
+    Scanned,
     /// Tell the others that we stop, and stop dialling. Not the same as leaving the cluster.
     Stop,
 }

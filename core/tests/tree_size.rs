@@ -1,5 +1,11 @@
 //! How much memory a file costs, and how fast a tree starts. `TREE_FILES` sets the number of files (1,000,000 for the record).
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it measures, and the environment says how much"
+)]
+
 use ice_core::event::{Change, Witness};
 use ice_core::ids::{InodeId, Name, ReplicaId};
 use ice_core::op::{Attrs, ContentDigest, Kind};

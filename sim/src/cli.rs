@@ -7,9 +7,22 @@ use crate::sometimes::Sometimes;
 use crate::{bugs, draw, replay, shrink};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
+
+// A closed output ends the talking, not the run.
+macro_rules! say {
+    ($($t:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($t)*);
+    }};
+}
+macro_rules! say_raw {
+    ($($t:tt)*) => {{
+        let _ = write!(std::io::stdout(), $($t)*);
+    }};
+}
 
 /// Simulates whole icecluster clusters, one seed at a time.
 #[derive(Parser)]
@@ -128,7 +141,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Commands::Shrink { what, profile, out, bug, runs } => shrink_plan(&what, &profile, out, bug.as_deref(), runs),
         Commands::Show { what, profile, bug } => show(&what, &profile, bug.as_deref()),
         Commands::Plan { seed, profile } => Profile::load(&profile).map(|p| {
-            print!("{}", draw::plan(&p, &profile, seed));
+            say_raw!("{}", draw::plan(&p, &profile, seed));
             true
         }),
         Commands::Bugs { bug, from } => hunt(bug.as_deref(), from),
@@ -220,7 +233,7 @@ fn run_seeds(args: &RunArgs) -> Result<bool, String> {
     }
     let count = args.seeds.unwrap_or(100);
     let repeat = format!("icesim run --seeds {count} --from {} --profile {}{extra}", args.from, args.profile);
-    println!("{repeat}");
+    say!("{repeat}");
     let mut total = Total::new();
     let mut sometimes = Sometimes::default();
     let mut failed: Vec<(u64, String)> = Vec::new();
@@ -232,39 +245,39 @@ fn run_seeds(args: &RunArgs) -> Result<bool, String> {
         total.add(&outcome);
         sometimes.add(&outcome.sometimes);
         if args.fingerprint {
-            println!("seed {seed}: {:016x}", outcome.fingerprint);
+            say!("seed {seed}: {:016x}", outcome.fingerprint);
         }
         if let Some(f) = outcome.failure {
-            println!("seed {seed} FAILED at {:.3} s: {}: {}", f.at.0 as f64 / 1e9, f.judge, f.text);
-            println!("  repeat with: {once}");
+            say!("seed {seed} FAILED at {:.3} s: {}: {}", f.at.0 as f64 / 1e9, f.judge, f.text);
+            say!("  repeat with: {once}");
             failed.push((seed, f.judge.to_owned()));
             if !args.all {
                 break;
             }
         }
     }
-    println!("{}", total.speed());
+    say!("{}", total.speed());
     for (name, n) in sometimes.all() {
-        println!("  {n:>8}  {name}");
+        say!("  {n:>8}  {name}");
     }
     let mut good = failed.is_empty();
     if good {
-        println!("{count} seeds passed");
+        say!("{count} seeds passed");
         // Too few seeds need not reach everything.
         for name in profile.sometimes.iter().filter(|n| sometimes.count(n) == 0) {
-            println!("{}: {name:?} never happened", if count >= 200 { "FAILED" } else { "note" });
+            say!("{}: {name:?} never happened", if count >= 200 { "FAILED" } else { "note" });
             good &= count < 200;
         }
     } else {
         let list: Vec<String> = failed.iter().map(|(s, j)| format!("{s} ({j})")).collect();
-        println!("{} failed: {}", failed.len(), list.join(", "));
+        say!("{} failed: {}", failed.len(), list.join(", "));
     }
-    println!("{repeat}");
+    say!("{repeat}");
     Ok(good)
 }
 
 fn one(plan: &Plan, options: Options, repeat: &str, record: Option<&std::path::Path>) -> Result<bool, String> {
-    println!("{repeat}");
+    say!("{repeat}");
     let mut total = Total::new();
     let outcome = run(plan, options, repeat)?;
     total.add(&outcome);
@@ -273,27 +286,27 @@ fn one(plan: &Plan, options: Options, repeat: &str, record: Option<&std::path::P
         for (name, frames) in &outcome.tapes {
             replay::record(&dir.join(format!("{name}.trace")), frames)?;
         }
-        println!("{} recordings in {}", outcome.tapes.len(), dir.display());
+        say!("{} recordings in {}", outcome.tapes.len(), dir.display());
     }
     if options.fingerprint {
-        println!("fingerprint {:016x}", outcome.fingerprint);
+        say!("fingerprint {:016x}", outcome.fingerprint);
     }
-    println!("{}", total.speed());
+    say!("{}", total.speed());
     match &outcome.failure {
-        None => println!("passed"),
-        Some(f) => println!("FAILED at {:.3} s: {}: {}", f.at.0 as f64 / 1e9, f.judge, f.text),
+        None => say!("passed"),
+        Some(f) => say!("FAILED at {:.3} s: {}: {}", f.at.0 as f64 / 1e9, f.judge, f.text),
     }
-    println!("{repeat}");
+    say!("{repeat}");
     Ok(outcome.failure.is_none())
 }
 
 fn replay_trace(path: &std::path::Path) -> Result<bool, String> {
     let repeat = format!("icesim replay {}", path.display());
-    println!("{repeat}");
+    say!("{repeat}");
     let began = Instant::now();
     let done = replay::replay(path, None)?;
     let real = began.elapsed().as_secs_f64();
-    println!(
+    say!(
         "{} steps, {} events and {} states are the same; {:.3} s of a node's life in {real:.3} s",
         done.steps,
         done.events,
@@ -301,12 +314,12 @@ fn replay_trace(path: &std::path::Path) -> Result<bool, String> {
         done.span_ns as f64 / 1e9
     );
     if let Some(why) = &done.cut {
-        println!("the recording ends early: {why}");
+        say!("the recording ends early: {why}");
     }
     if let Some(d) = &done.difference {
-        println!("DIFFERENT: {d}");
+        say!("DIFFERENT: {d}");
     }
-    println!("{repeat}");
+    say!("{repeat}");
     Ok(done.difference.is_none())
 }
 
@@ -326,10 +339,10 @@ fn shrink_plan(
         format!("{}: {}", shrunk.failure.judge, shrunk.failure.text.lines().next().unwrap_or("")),
     ];
     match out {
-        None => print!("{plan}"),
+        None => say_raw!("{plan}"),
         Some(path) => {
             std::fs::write(&path, plan.to_string()).map_err(|e| format!("{}: {e}", path.display()))?;
-            println!("icesim run --plan {}", path.display());
+            say!("icesim run --plan {}", path.display());
         }
     }
     Ok(true)
@@ -342,17 +355,17 @@ fn show(what: &str, profile: &str, bug: Option<&str>) -> Result<bool, String> {
         std::io::Read::read_exact(&mut f, &mut magic).is_ok() && &magic == b"ICETRACE"
     });
     if is_trace {
-        let done = replay::replay(path, Some(&mut |line| println!("{line}")))?;
+        let done = replay::replay(path, Some(&mut |line| say!("{line}")))?;
         if let Some(d) = &done.difference {
-            println!("DIFFERENT: {d}");
+            say!("DIFFERENT: {d}");
         }
         return Ok(done.difference.is_none());
     }
     let (plan, repeat) = load(what, profile, bug)?;
-    println!("{repeat}");
+    say!("{repeat}");
     let outcome = run(&plan, Options { story: true, ..Options::default() }, &repeat)?;
-    print!("{}", outcome.story.unwrap_or_default());
-    println!("{repeat}");
+    say_raw!("{}", outcome.story.unwrap_or_default());
+    say!("{repeat}");
     Ok(outcome.failure.is_none())
 }
 
@@ -364,7 +377,7 @@ fn hunt(bug: Option<&str>, from: u64) -> Result<bool, String> {
     let mut good = true;
     for h in bugs::HUNTS.iter().filter(|h| only.is_none_or(|b| b == h.bug)) {
         match bugs::find(*h, from)? {
-            Some(f) => println!(
+            Some(f) => say!(
                 "{:<18} found with {:>3} seeds of {:<12} (limit {}): seed {}: {}: {}",
                 format!("{:?}", h.bug),
                 f.seeds,
@@ -376,7 +389,7 @@ fn hunt(bug: Option<&str>, from: u64) -> Result<bool, String> {
             ),
             None => {
                 good = false;
-                println!("{:<18} NOT FOUND within {} seeds of {}", format!("{:?}", h.bug), h.within, h.profile);
+                say!("{:<18} NOT FOUND within {} seeds of {}", format!("{:?}", h.bug), h.within, h.profile);
             }
         }
     }
@@ -385,7 +398,7 @@ fn hunt(bug: Option<&str>, from: u64) -> Result<bool, String> {
 
 fn profiles() -> Result<bool, String> {
     for name in profile::names() {
-        println!("{name:<14} {}", Profile::load(name)?.about);
+        say!("{name:<14} {}", Profile::load(name)?.about);
     }
     Ok(true)
 }

@@ -41,6 +41,8 @@ pub struct Disk {
     pending: Vec<Page>,
     /// The staging area.
     pub staged: BTreeMap<(InodeId, Stamp), Staged>,
+    /// Durable bytes that were moved out of the staging area or dropped, but a crash of the machine may still undo that.
+    pub unstaged: Vec<((InodeId, Stamp), Staged)>,
     /// The next log syncs fail, this many times.
     pub fail_syncs: u32,
     /// A failed sync leaves the log unusable until a checkpoint or the next start.
@@ -142,6 +144,7 @@ impl Disk {
         self.synced = self.log.len();
         if ending == Ending::MachineCrash {
             self.staged.retain(|_, s| s.durable || rng.chance(500));
+            self.staged.extend(self.unstaged.drain(..));
         }
         // The next start may leave numbers out, but not use them again.
         self.next = None;

@@ -129,7 +129,9 @@ impl World {
                 return Ok(IoResult::Stored);
             }
             host.fs.sync();
+            host.disk.unstaged.clear();
             host.disk.commit(cut);
+            host.scars = host.scars.filter(|s| *s == u64::MAX);
             self.sometimes.saw("checkpoint committed");
         }
         Ok(IoResult::Stored)

@@ -139,6 +139,9 @@ pub struct Host {
     pub disk: Disk,
     /// How the last process ended.
     pub ending: Ending,
+    /// The machine died before this process began, and what the scan found then is not durable before the log is durable up
+    /// to this record: until then another end counts as a machine's, too.
+    pub scars: Option<u64>,
     /// Wall clock minus true time, in nanoseconds.
     pub clock_ns: i64,
     /// The wall clock gains so many parts per million.
@@ -171,6 +174,7 @@ impl Host {
             fs: Fs::default(),
             disk: Disk::default(),
             ending: Ending::Clean,
+            scars: None,
             clock_ns: 0,
             drift_ppm: 0,
             stop_at: None,

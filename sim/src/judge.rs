@@ -103,11 +103,14 @@ pub fn disagreement(world: &World) -> Option<String> {
         if let Some((_, io)) = p.pending.iter().next() {
             return Some(format!("n{} still has a disk action under way: {io:?}", n + 1));
         }
-        if p.scan_queued || p.writers.values().any(|w| w.dirty) {
+        if p.scan_queued {
+            return Some(format!("n{} scans again and again", n + 1));
+        }
+        if p.writers.values().any(|w| w.dirty) {
             return Some(format!("n{} has changes to report", n + 1));
         }
         if !p.node.view().quiet() {
-            return Some(format!("n{} has work left: {:?}", n + 1, p.node.view().status()));
+            return Some(format!("n{} has work left: {:?}", n + 1, p.node.view().unfinished()));
         }
     }
     let digests: Vec<u128> = members
@@ -198,6 +201,10 @@ pub fn promises_at_end(world: &mut World) {
                 p.pool.len()
             );
             verdict = Some(("payload balance", text));
+        }
+        if let Some(((inode, version), _)) = host.disk.staged.iter().next() {
+            let text = format!("n{} still has version {version} of {inode} in its staging area", n + 1);
+            verdict = Some(("nothing grows", text));
         }
     }
     if let Some((judge, text)) = verdict {

@@ -7,7 +7,7 @@ use crate::exec::limbo_name;
 use crate::fs::{FsOp, Ino, ROOT, SCRATCH, WORK};
 use crate::world::World;
 use ice_core::config::Ending;
-use ice_core::event::Change;
+use ice_core::event::{Admin, Change, Event};
 use ice_core::ids::{InodeId, Name};
 use ice_core::op::{Attr, Kind};
 use ice_core::tree::Tree;
@@ -31,10 +31,19 @@ struct Found {
     known: BTreeMap<Ino, (InodeId, Vec<Place>)>,
 }
 
+impl Found {
+    fn stands_elsewhere(&self, inode: InodeId) -> bool {
+        self.extra.iter().any(|(_, _, ino)| self.known.get(ino).is_some_and(|(i, _)| *i == inode))
+    }
+}
+
 impl World {
     /// Compares and reports until nothing differs.
     pub(crate) fn scan(&mut self, n: usize) {
         let after_machine_crash = self.hosts[n].recovering && self.hosts[n].ending == Ending::MachineCrash;
+        if after_machine_crash {
+            self.remove_again(n);
+        }
         if self.hosts[n].recovering {
             self.repair_limbo(n);
         }
@@ -53,7 +62,10 @@ impl World {
             }
             break;
         }
-        self.hosts[n].recovering = false;
+        if std::mem::take(&mut self.hosts[n].recovering) && after_machine_crash {
+            self.hand(n, Event::Admin(Admin::Scanned));
+            self.hosts[n].scars = Some(self.hosts[n].disk.mark());
+        }
     }
 
     /// Reports something. False: nothing differs any more.
@@ -85,7 +97,8 @@ impl World {
                     name: name.clone(),
                     new_parent: place.0,
                     new_name: place.1.clone(),
-                    exchange: false,
+                    // What the tree has there stands elsewhere on disk: they changed places.
+                    exchange: found.missing.iter().any(|(p, i)| p == place && found.stands_elsewhere(*i)),
                 },
                 None if self.hosts[n].fs.get(*ino).is_some_and(|i| i.kind.is_dir()) => continue,
                 None => Change::Link {
@@ -316,6 +329,42 @@ impl World {
         }
         let op = FsOp::Rename { parent: from.0, name: from.1, new_parent, new_name: to.1, exchange: false };
         self.hosts[n].fs.apply(op).is_ok()
+    }
+
+    /// Removals since the last checkpoint that the machine crash undid are made again. Directories last, if they are empty.
+    fn remove_again(&mut self, n: usize) {
+        let Some(p) = self.hosts[n].process.as_ref() else { return };
+        let removed: BTreeMap<Ino, u64> = p.node.view().removed_lately().iter().map(|w| (w.disk, w.sum)).collect();
+        if removed.is_empty() {
+            return;
+        }
+        let found = self.compare(n);
+        // Further names of files that have others.
+        for (place, dir, ino) in &found.extra {
+            let is_file = self.hosts[n].fs.get(*ino).is_some_and(|i| i.kind.is_file());
+            let moved = found.known.get(ino).is_some_and(|(_, old)| {
+                old.iter().any(|p| found.missing.iter().any(|(m, _)| m == p))
+            });
+            if is_file && !moved && found.known.contains_key(ino) && removed.contains_key(ino) {
+                self.sometimes.saw("removal undone by a crash");
+                let _ = self.hosts[n].fs.apply(FsOp::Remove { parent: *dir, name: place.1.clone() });
+            }
+        }
+        let known: BTreeSet<Ino> = found.known.into_keys().collect();
+        for (path, ino) in self.hosts[n].fs.list(ROOT).into_iter().rev() {
+            let fs = &self.hosts[n].fs;
+            let Some(i) = fs.get(ino) else { continue };
+            let same_look = !i.kind.is_file() || removed.get(&ino) == Some(&fs.witness(ino).sum);
+            if !removed.contains_key(&ino) || known.contains(&ino) || !same_look || !i.children.is_empty() {
+                continue;
+            }
+            if let Some((name, dirs)) = path.split_last()
+                && let Some(parent) = fs.walk(ROOT, dirs)
+            {
+                self.sometimes.saw("removal undone by a crash");
+                let _ = self.hosts[n].fs.apply(FsOp::Remove { parent, name: name.clone() });
+            }
+        }
     }
 
     /// A crash between an action and its record may leave the tree and the disk at odds about what is set aside. What the

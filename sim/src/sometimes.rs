@@ -29,6 +29,7 @@ pub const NAMES: &[&str] = &[
     "node replaced",
     "operations asked for again",
     "remote change applied",
+    "removal undone by a crash",
     "scan found a change",
     "scan found something lost",
     "state transfer used",

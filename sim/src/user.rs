@@ -80,11 +80,10 @@ impl World {
                 Ok(())
             }
             UserOp::Open(p, w, size) => {
-                let ino = self.open(n, direct, p, true)?;
-                if self.hosts[n].process.as_ref().is_some_and(|q| q.opened.contains_key(p)) {
-                    self.close(n, direct, ino, p);
-                    return Ok(());
+                if self.hosts[n].process.as_ref().is_none_or(|q| q.opened.contains_key(p)) {
+                    return Err(FsError::Exists);
                 }
+                let ino = self.open(n, direct, p, true)?;
                 self.process(n).opened.insert(p.clone(), ino);
                 if let Err(e) = self.write(n, direct, ino, w, *size) {
                     self.process(n).opened.remove(p);
@@ -437,6 +436,7 @@ impl World {
         let content = self.hosts[n].fs.get(ino).map_or(Content::EMPTY, |i| i.content);
         self.publish(n, ino);
         self.hosts[n].fs.sync_file(ino);
+        self.hosts[n].disk.unstaged.clear();
         // A file that the core does not know in this form cannot be promised.
         let inode = self.inode_of(n, ino);
         let known = inode

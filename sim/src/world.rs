@@ -122,6 +122,8 @@ pub struct World {
 const INBOX_MAX: usize = 20_000;
 /// Steps at one point in time after which a node is said never to end.
 const STEPS_AT_ONCE_MAX: u64 = 20_000;
+/// A transfer that takes longer is given up.
+const FETCH_MAX: Span = Span::s(30);
 /// A request without a give-up time of its own must be answered within this.
 pub(crate) const ANSWER_MAX: Span = Span::s(60);
 
@@ -275,6 +277,7 @@ impl World {
             }
             Ev::LogSync(_, _, token, mark) => {
                 let result = if self.hosts[n].disk.sync(mark) {
+                    self.hosts[n].scars = self.hosts[n].scars.filter(|s| *s > mark);
                     IoResult::LogSynced
                 } else {
                     self.sometimes.saw("log sync failed");
@@ -509,7 +512,10 @@ impl World {
                 self.queue.put(at, Ev::LogSync(n, epoch, token, mark));
             }
             Io::Unstage { inode, version } => {
-                self.hosts[n].disk.staged.remove(&(inode, version));
+                let disk = &mut self.hosts[n].disk;
+                if let Some(s) = disk.staged.remove(&(inode, version)).filter(|s| s.durable) {
+                    disk.unstaged.push(((inode, version), s));
+                }
             }
             Io::Rescan { .. } => self.scan_soon(n),
             Io::Store { token, .. } | Io::Apply { token, .. } | Io::Fetch { token, .. } | Io::Stage { token, .. } => {
@@ -526,8 +532,13 @@ impl World {
                 let p = self.process(n);
                 p.last_action += 1;
                 let slot = p.last_action;
+                let slow = matches!(io, Io::Fetch { .. }) && time > FETCH_MAX;
                 p.pending.insert(slot, io);
-                self.queue.put(self.now.after(time), Ev::Action(n, epoch, slot));
+                if slow {
+                    self.queue.put(self.now.after(FETCH_MAX), Ev::GiveUpFetch(n, epoch, slot));
+                } else {
+                    self.queue.put(self.now.after(time), Ev::Action(n, epoch, slot));
+                }
             }
         }
     }
@@ -783,6 +794,7 @@ impl World {
         }));
         host.power = Power::Up;
         host.recovering = host.incarnation.0 > 1;
+        host.scars = (host.ending == Ending::MachineCrash).then_some(u64::MAX);
         host.fs.clear_scratch();
         let epoch = host.epoch;
         self.tell(|| format!("n{} starts", n + 1));
@@ -815,7 +827,10 @@ impl World {
         }
         let host = &mut self.hosts[n];
         host.power = Power::Down;
-        host.ending = ending;
+        if ending == Ending::Clean {
+            host.scars = None;
+        }
+        host.ending = if host.scars.is_some() { Ending::MachineCrash } else { ending };
         host.stop_at = None;
         host.recovering = false;
         if host.last_sync == LastSync::Waiting {
@@ -826,7 +841,10 @@ impl World {
             self.sometimes.saw("crash lost log records");
         }
         match ending {
-            Ending::Clean => host.fs.sync(),
+            Ending::Clean => {
+                host.fs.sync();
+                host.disk.unstaged.clear();
+            }
             Ending::ProcessCrash => {}
             Ending::MachineCrash => {
                 if host.fs.machine_crash(&mut self.rngs.crash) > 0 {

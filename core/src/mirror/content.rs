@@ -30,6 +30,8 @@ struct Need {
     token: Option<IoToken>,
     tried: Vec<ReplicaId>,
     gone: usize,
+    /// Times in a row that every member said so.
+    rounds: u32,
     next: Instant,
 }
 
@@ -38,8 +40,8 @@ struct Need {
 pub(crate) enum Verdict {
     /// Somebody else will be asked, or all again later.
     Later,
-    /// Every member that could be asked says that the version is gone.
-    Gone,
+    /// Every member that could be asked says that the version is gone, so many times in a row.
+    Gone(u32),
 }
 
 /// A transfer to be started.
@@ -120,6 +122,12 @@ impl Content {
         self.at_hand.len() + self.needs.len()
     }
 
+    /// The first inode behind `after` of which anything is here or needed.
+    pub(crate) fn behind(&self, after: Option<InodeId>) -> Option<InodeId> {
+        let (a, b) = (super::first_behind(&self.at_hand, after), super::first_behind(&self.needs, after));
+        a.into_iter().chain(b).min()
+    }
+
     /// Versions that are wanted.
     pub(crate) fn needed(&self) -> Vec<(InodeId, Stamp)> {
         self.needs.keys().copied().collect()
@@ -134,6 +142,7 @@ impl Content {
                 token: None,
                 tried: Vec::new(),
                 gone: 0,
+                rounds: 0,
                 next: now,
             });
         }
@@ -194,7 +203,8 @@ impl Content {
         n.tried.clear();
         n.gone = 0;
         n.next = now.after(RETRY_AFTER);
-        if all_gone { Verdict::Gone } else { Verdict::Later }
+        n.rounds = if all_gone { n.rounds.saturating_add(1) } else { 0 };
+        if all_gone { Verdict::Gone(n.rounds) } else { Verdict::Later }
     }
 
     /// When something may be tried again.

@@ -113,6 +113,11 @@ impl History {
         self.missing.range((inode, Stamp::ZERO)..=(inode, end)).map(|((_, v), _)| *v).collect()
     }
 
+    /// The first inode behind `after` with missing content.
+    pub(crate) fn missing_behind(&self, after: Option<InodeId>) -> Option<InodeId> {
+        super::first_behind(&self.missing, after)
+    }
+
     /// Its content is here, or nobody needs it any more.
     pub(crate) fn found(&mut self, inode: InodeId, version: Stamp) {
         if let Some((origin, seq)) = self.missing.remove(&(inode, version))

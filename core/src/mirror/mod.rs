@@ -13,3 +13,15 @@ pub(crate) mod history;
 pub(crate) mod outgoing;
 pub(crate) mod state;
 pub(crate) mod syncs;
+
+use crate::ids::InodeId;
+use crate::time::{Hlc, Stamp};
+use alloc::collections::BTreeMap;
+use core::ops::Bound;
+
+/// The inode of the first key behind `after` in a map of versions.
+pub(crate) fn first_behind<T>(map: &BTreeMap<(InodeId, Stamp), T>, after: Option<InodeId>) -> Option<InodeId> {
+    let end = Stamp { time: Hlc(u64::MAX), replica: crate::ids::ReplicaId(u64::MAX) };
+    let start = after.map_or(Bound::Unbounded, |i| Bound::Excluded((i, end)));
+    map.range((start, Bound::Unbounded)).next().map(|((i, _), _)| *i)
+}

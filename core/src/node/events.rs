@@ -19,6 +19,10 @@ use alloc::vec::Vec;
 
 /// Actions that failed for a lasting reason are tried again after this.
 pub(super) const RETRY: Span = Span::s(2);
+/// Times that every member says that a version is gone before its author, who has not got it either, gives it up.
+const ABANDON_OWN_ROUNDS: u32 = 10;
+/// The same for somebody else's version, whose author may have to be given time to come back.
+const ABANDON_ROUNDS: u32 = 120;
 
 impl Node {
     pub(super) fn request(&mut self, token: OpToken, op: Request) {
@@ -90,7 +94,15 @@ impl Node {
                 payload: if content { payload.take() } else { None },
             };
             self.log(LogRecord::Op { op: op.clone(), here });
+            let missing = match &op.body {
+                OpBody::SetContent { inode, size: 1.., .. } if here.is_none() && op.payload.is_none() => Some(*inode),
+                _ => None,
+            };
+            let (origin, seq) = (op.origin, op.seq);
             self.history.push(op, &mut self.handles);
+            if let Some(inode) = missing {
+                self.history.miss(origin, seq, inode, stamp);
+            }
         }
     }
 
@@ -109,6 +121,7 @@ impl Node {
         match admin {
             Admin::AddPeer { url } => self.members.add_url(&url, self.now),
             Admin::RemovePeer { url } => self.members.remove_url(&url, &mut fx),
+            Admin::Scanned => self.unproven = None,
             Admin::Stop => {
                 self.stopping = true;
                 self.members.stop(&mut fx);
@@ -249,8 +262,9 @@ impl Node {
             }
             IoResult::Failed(why) => {
                 let up: Vec<_> = self.members.connected().map(|(r, _)| r).collect();
-                if self.content.failed(inode, version, why, &up, self.now) == Verdict::Gone {
+                if let Verdict::Gone(rounds) = self.content.failed(inode, version, why, &up, self.now) {
                     self.tree.give_up_head(inode, version);
+                    self.abandon(inode, version, rounds, &up);
                     self.settle(inode);
                 }
                 if matches!(why, IoError::NoSpace | IoError::Broken) {
@@ -259,6 +273,27 @@ impl Node {
             }
             other => debug_assert!(false, "a fetch was answered {other:?}"),
         }
+    }
+
+    /// Every connected member says that it has not got a version. When all members are there, its author gives it up; of an
+    /// author that never comes back the first of the others does.
+    fn abandon(&mut self, inode: InodeId, version: Stamp, rounds: u32, up: &[crate::ids::ReplicaId]) {
+        let others = self.members.peers.values().filter(|p| !p.info.left).map(|p| p.info.replica);
+        let (mut all, mut first) = (true, true);
+        for r in others {
+            all &= up.contains(&r);
+            first &= self.config.replica < r;
+        }
+        let mine = self.lives.contains(&version.replica) && rounds >= ABANDON_OWN_ROUNDS;
+        if !all || !(mine || (first && rounds >= ABANDON_ROUNDS)) {
+            return;
+        }
+        let clock = &mut self.clock;
+        let Some(outcome) = self.tree.abandon(inode, version, &mut || clock.mint()) else { return };
+        self.trouble(alloc::format!(
+            "the bytes of a version of {inode} are gone: they were neither durable nor fetched when its author crashed"
+        ));
+        self.issue(outcome.ops, &mut None);
     }
 
     /// Drops content of an inode that is not wanted any more, and takes note of what is here.
@@ -281,7 +316,8 @@ impl Node {
             self.content_moved();
         }
         for version in self.content.of(inode) {
-            if !self.tree.wants(inode, version) {
+            let proof = self.unproven.as_ref().is_some_and(|u| u.versions.contains(&(inode, version)));
+            if !proof && !self.tree.wants(inode, version) {
                 if self.content.discard(inode, version, &mut self.handles) {
                     self.out.io.push(Io::Unstage { inode, version });
                 }

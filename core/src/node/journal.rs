@@ -134,6 +134,11 @@ impl Journal {
         c.forced || self.broken || records >= self.every.0 || (records > 0 && now.since(c.last_at) >= self.every.1)
     }
 
+    /// The log has become so long that nothing can wait for it.
+    pub(crate) fn overlong(&self) -> bool {
+        self.broken || self.next - self.checkpoint.last_cut >= 4 * self.every.0
+    }
+
     pub(crate) fn checkpoint_begin(&mut self, known: Frontier) {
         self.checkpoint.begun = Some((self.next, known));
         self.checkpoint.forced = false;

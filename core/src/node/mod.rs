@@ -97,6 +97,10 @@ pub struct Node {
     content_cap: BTreeMap<ReplicaId, u64>,
     round: Option<Round>,
     serving: Vec<Serving>,
+    /// After a machine crash, until the host has compared its disk with the tree.
+    unproven: Option<Unproven>,
+    /// Where the look at what content is still wanted goes on.
+    settled_upto: Option<InodeId>,
     flights: BTreeMap<IoToken, Flight>,
     next_io: u64,
     rounds: u64,
@@ -120,6 +124,15 @@ impl core::fmt::Debug for Node {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Node").field("replica", &self.config.replica).field("now", &self.now).finish_non_exhaustive()
     }
+}
+
+/// What a node keeps for a host that has not yet compared its disk with the tree after a machine crash.
+#[derive(Clone, Debug, Default)]
+struct Unproven {
+    /// Content found in the log and the staging area: `backing` may have lost it, whatever the log says.
+    versions: BTreeSet<(InodeId, Stamp)>,
+    /// What was removed since the last checkpoint, with the witness it had: `backing` may show it again.
+    removed: Vec<crate::event::Witness>,
 }
 
 /// A disk action in flight.

@@ -4,7 +4,7 @@ use super::events::RETRY;
 use super::{Flight, Node, sooner};
 use crate::action::{Io, Refused, Reply, Send};
 use crate::bug::Bug;
-use crate::ids::ReplicaId;
+use crate::ids::{InodeId, ReplicaId};
 use crate::limits::APPLIES_IN_FLIGHT_MAX;
 use crate::message::Message;
 use crate::time::{Deadline, Hlc, Span, Stamp, Wake};
@@ -19,6 +19,8 @@ const OPS_MESSAGES_PER_STEP: usize = 8;
 const PAGE_KEYS: usize = 512;
 /// Checkpoint pages held in memory before they are committed.
 const PAGES_PER_COMMIT: usize = 40_000;
+/// Inodes whose content is looked at again in one step.
+const SETTLED_PER_STEP: usize = 8;
 /// Between two looks at what every member has.
 const TRIM_EVERY: Span = Span::ms(500);
 /// Operations and tree nodes let go at once.
@@ -31,6 +33,7 @@ impl Node {
         self.effects(fx);
         self.give_up();
         self.pump_tree();
+        self.pump_settled();
         self.pump_fetches();
         self.pump_log();
         self.pump_checkpoint();
@@ -109,6 +112,20 @@ impl Node {
         }
     }
 
+    /// The tree settles which versions are wanted while it plans, and does not say of which: a few inodes of which content
+    /// is here or missing are looked at in each step, in turn.
+    fn pump_settled(&mut self) {
+        for _ in 0..SETTLED_PER_STEP {
+            let after = self.settled_upto;
+            let from = after.map_or(InodeId(0), |a| InodeId(a.0.saturating_add(1)));
+            let state = self.state_missing.range((from, Stamp::ZERO)..).next().map(|(i, _)| *i);
+            let next = self.history.missing_behind(after).into_iter().chain(self.content.behind(after)).chain(state).min();
+            self.settled_upto = next;
+            let Some(inode) = next else { break };
+            self.settle(inode);
+        }
+    }
+
     fn pump_fetches(&mut self) {
         let peers: Vec<(ReplicaId, ReplicaId)> = self
             .members
@@ -148,7 +165,8 @@ impl Node {
     }
 
     fn pump_checkpoint(&mut self) {
-        if self.journal.checkpoint_due(self.now) {
+        let kept = self.unproven.is_some() && !self.journal.overlong();
+        if !kept && self.journal.checkpoint_due(self.now) {
             let known = self.history.frontier();
             self.journal.checkpoint_begin(known);
         }
@@ -247,12 +265,13 @@ impl Node {
         }
         for r in &members {
             horizon = horizon.min(self.held.get(r).map_or(Hlc(0), |h| h.clock));
-            // What a member holds of its own and we do not know yet may be older than all that.
+            // What a member holds and we do not know yet may have been issued before its issuer knew what we are about to
+            // forget: its word counts only when all that came before it has come here too (see the guarantees of `tree`).
             if let Some(h) = self.held.get(r) {
                 for m in &h.log {
                     let known = self.history.known(m.origin);
                     if m.seq > known.0 {
-                        horizon = horizon.min(known.1);
+                        horizon = Hlc(0);
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use super::clock::Clock;
 use super::journal::Journal;
-use super::{Node, small_state};
+use super::{Node, Unproven, small_state};
 use crate::action::LogRecord;
 use crate::bug::Bug;
 use crate::config::{Config, Ending, Recovered};
@@ -72,6 +72,7 @@ impl Node {
         }
         tree.finish_load();
 
+        let mut unproven = (disk.ending == Ending::MachineCrash).then(Unproven::default);
         let mut history = History::keeping(config.retained_ops);
         let mut handles = Handles::default();
         let mut content = Content::default();
@@ -84,6 +85,17 @@ impl Node {
         let mut touched: BTreeSet<InodeId> = BTreeSet::new();
         for (index, record) in &disk.log {
             next = next.max(index + 1);
+            if let Some(u) = unproven.as_mut() {
+                let gone = match record {
+                    LogRecord::Op { op, here: Some(_) } => match &op.body {
+                        OpBody::Remove { entry, .. } => Some(*entry),
+                        _ => None,
+                    },
+                    LogRecord::Stands { entry, spot: None } => Some(*entry),
+                    _ => None,
+                };
+                u.removed.extend(gone.and_then(|e| tree.standing(e)).filter(|w| w.disk != 0));
+            }
             tree.replay(record);
             match record {
                 LogRecord::Op { op, .. } => {
@@ -111,6 +123,10 @@ impl Node {
             _ => life_of(config.replica, config.incarnation),
         };
         lives.insert(life);
+        if let Some(u) = unproven.as_mut() {
+            u.versions.extend(touched.iter().flat_map(|i| content.of(*i).into_iter().map(|v| (*i, v))));
+            u.versions.extend(disk.staged.iter().copied());
+        }
         let rng = Rng::new(seed);
         let mut node = Node {
             members: Members::new(&config, life, members.into_values().collect(), Instant(0)),
@@ -137,6 +153,8 @@ impl Node {
             content_cap: BTreeMap::new(),
             round: None,
             serving: Vec::new(),
+            unproven,
+            settled_upto: None,
             flights: BTreeMap::new(),
             next_io: 0,
             rounds: config.incarnation.0 << 32,
@@ -154,7 +172,7 @@ impl Node {
             config,
         };
         for (inode, version) in disk.staged {
-            if node.tree.wants(inode, version) {
+            if node.unproven.is_some() || node.tree.wants(inode, version) {
                 node.content.put_staged(inode, version, &mut node.handles);
             } else {
                 node.first_io.push(crate::action::Io::Unstage { inode, version });

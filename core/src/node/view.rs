@@ -56,6 +56,38 @@ impl<'a> View<'a> {
             && n.content.needed().is_empty()
     }
 
+    /// After a start that followed a machine crash: what was removed since the last checkpoint, as it looked then. An object
+    /// of this inode number and this look that is on disk all the same was removed, and the crash undid it. Empty
+    /// after [`crate::event::Admin::Scanned`].
+    pub fn removed_lately(&self) -> &'a [crate::event::Witness] {
+        self.node.unproven.as_ref().map_or(&[], |u| &u.removed)
+    }
+
+    /// What [`View::quiet`] waits for, in words.
+    pub fn unfinished(&self) -> Vec<String> {
+        let n = self.node;
+        let last = n.last_own();
+        let mut v = Vec::new();
+        if n.tree.pending() > 0 {
+            v.push(format!("{} changes do not stand in backing", n.tree.pending()));
+        }
+        for (r, o) in n.outgoing.iter().filter(|(_, o)| o.acked < last) {
+            v.push(format!("{r} acknowledged {} of {last} operations", o.acked));
+        }
+        v.extend(n.history.all_missing().map(|(i, s)| format!("version {s} of {i} is missing")));
+        v.extend(n.content.needed().iter().map(|(i, s)| format!("version {s} of {i} is needed")));
+        if n.history.durable_frontier() != n.history.frontier() {
+            v.push("operations are not durable".to_string());
+        }
+        if n.round.is_some() {
+            v.push("state is compared with a peer".to_string());
+        }
+        if n.syncs.len() > 0 {
+            v.push(format!("{} requests wait", n.syncs.len()));
+        }
+        v
+    }
+
     /// For people.
     pub fn status(&self) -> Status {
         let n = self.node;

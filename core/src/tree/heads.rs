@@ -117,6 +117,31 @@ impl Tree {
         }
     }
 
+    /// Nobody has the bytes of this version any more, and nobody will: its author lost them in a crash before they were
+    /// durable or fetched. If it is the newest, another takes its place: the one it was made from if its bytes are known by
+    /// digest, an empty file otherwise. `None` if there is nothing to do.
+    pub fn abandon(&mut self, inode: InodeId, version: Stamp, mint: &mut Mint<'_>) -> Option<LocalOutcome> {
+        let i = self.inode_of(inode)?;
+        let lost = self.stamp(self.inodes[i].content) == version;
+        if !lost || (self.held(i).stamp == version && self.on_disk(i)) {
+            return None;
+        }
+        let get = |v: Stamp| self.versions.get(&(i, v));
+        let base = get(version).and_then(|v| get(v.base));
+        // If that one was itself put in the place of a lost one, its bytes are gone as well.
+        let again = base.and_then(|b| get(b.base)).zip(get(version)).is_some_and(|(a, v)| a.digest == v.digest);
+        let known = base.filter(|_| !again);
+        let (size, digest, mtime) = match known {
+            Some(v) => (v.size, v.digest, v.mtime),
+            None => (0, crate::op::ContentDigest::EMPTY, self.inodes[i].mtime()),
+        };
+        let body = OpBody::SetContent { inode, base: version, size, digest, mtime };
+        let stamp = mint();
+        self.integrate(stamp, &body);
+        let ops = alloc::vec![LocalOp { stamp, body, here: None }];
+        Some(LocalOutcome { inode, ops, records: Vec::new() })
+    }
+
     /// Kept losing versions whose copies still stand.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let live = |copy: &InodeId| {

@@ -1,4 +1,6 @@
 //! Several replicas, each a tree with a model of its `backing`, and a network that delivers in any order.
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the environment chooses how much to tell")]
 #![allow(dead_code)] // Each test file uses a part.
 
 pub mod disk;

@@ -43,6 +43,8 @@ pub trait Port: Send + Sync + 'static {
     fn complete(&self, token: IoToken, result: IoResult);
     /// Calls `read` once with the tree, under the core's lock: it must be short and must not call the port.
     fn names(&self, read: &mut dyn FnMut(&dyn Names));
+    /// Everything was compared with the tree after a start; called once.
+    fn scanned(&self) {}
     /// The pool that holds inline content.
     fn payloads(&self) -> &PayloadPool;
 }
@@ -110,6 +112,9 @@ impl Port for Engine {
     }
     fn names(&self, read: &mut dyn FnMut(&dyn Names)) {
         self.tree(|tree| read(tree));
+    }
+    fn scanned(&self) {
+        self.admin(ice_core::event::Admin::Scanned);
     }
     fn payloads(&self) -> &PayloadPool {
         Engine::payloads(self)

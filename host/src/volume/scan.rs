@@ -45,6 +45,7 @@ impl Shared {
     pub(crate) fn run_scanner(&self) {
         let mut last_all = Instant::now();
         let mut scanned = false;
+        let mut told = false;
         while let Some(work) = self.hints.next(IDLE) {
             let due = self.options.rescan.is_some_and(|r| last_all.elapsed() >= r);
             if !self.marker_stands() {
@@ -68,6 +69,11 @@ impl Shared {
             {
                 // Everything was compared: from now on a difference is somebody's edit.
                 self.suspects().clear();
+                if !std::mem::replace(&mut told, true)
+                    && let Ok(port) = self.port()
+                {
+                    port.scanned();
+                }
             }
         }
     }
