@@ -24,7 +24,7 @@ const fn hunt(bug: Bug, profile: &'static str, within: u64) -> Hunt {
 /// All bugs and how many seeds they may take.
 pub const HUNTS: &[Hunt] = &[
     hunt(Bug::SkipSync, "crashes", 300),
-    hunt(Bug::AckBeforeDurable, "crashes", 300),
+    hunt(Bug::AckBeforeDurable, "crashes", 2000),
     hunt(Bug::AckBeforeContent, "churn", 300),
     hunt(Bug::ApplyOutOfOrder, "default", 300),
     hunt(Bug::LoseConflictCopy, "partitions", 300),
