@@ -96,7 +96,7 @@ impl Node {
         let content = &self.content;
         let have = |inode, version| content.source(inode, version);
         let steps = self.tree.plan(&have, room);
-        self.out.again |= steps.len() == room;
+        self.out.again |= self.tree.has_ready() || self.tree.has_own_ops();
         for step in steps {
             match step {
                 Step::Apply { ticket, apply } => {
@@ -119,7 +119,8 @@ impl Node {
             let after = self.settled_upto;
             let from = after.map_or(InodeId(0), |a| InodeId(a.0.saturating_add(1)));
             let state = self.state_missing.range((from, Stamp::ZERO)..).next().map(|(i, _)| *i);
-            let next = self.history.missing_behind(after).into_iter().chain(self.content.behind(after)).chain(state).min();
+            let next =
+                self.history.missing_behind(after).into_iter().chain(self.content.behind(after)).chain(state).min();
             self.settled_upto = next;
             let Some(inode) = next else { break };
             self.settle(inode);

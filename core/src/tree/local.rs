@@ -8,6 +8,7 @@ use crate::ids::{EntryId, InodeId, Name};
 use crate::op::{Attr, Attrs, ContentDigest, Kind, Make, OpBody};
 use crate::time::{Stamp, UnixTime};
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 /// Remembered numbers of generations, beyond which they are found again by counting.
@@ -115,9 +116,11 @@ impl Tree {
     /// An entry vanished from disk without anybody's will, and with a directory what was in it.
     fn lose(&mut self, e: u32, to: &mut Issue<'_, '_>) {
         let mut todo = alloc::vec![e];
-        let mut gone = Vec::new();
+        let mut gone = BTreeSet::new();
         while let Some(e) = todo.pop() {
-            gone.push(e);
+            if !gone.insert(e) {
+                continue;
+            }
             let dir = self.entries[e].inode;
             if self.inodes[dir].tag == Tag::Dir {
                 let range = (dir, 0, 0)..=(dir, u32::MAX, u32::MAX);
@@ -125,7 +128,7 @@ impl Tree {
                 todo.extend(here.chain(self.moved.range(range)).map(|(_, _, e)| *e));
             }
         }
-        for e in gone.into_iter().rev() {
+        for e in gone {
             let (entry, i) = (self.entries[e].id(), self.entries[e].inode);
             self.set_seat(e, None);
             self.call_heads(i);
@@ -174,6 +177,7 @@ impl Tree {
             return Ok(i);
         }
         let seats = self.seats(i);
+        self.locate(self.id_of(i)).ok_or(Refused::Unknown)?; // It has a way up: what follows ends.
         let first = seats.iter().find(|(e, _)| self.entries[*e].has(FIRST)).or(seats.first());
         let Some((e, Seat::At(dir, name))) = first.cloned() else { return Err(Refused::Unknown) };
         let dir = self.ensure_live(dir, false, to)?;

@@ -10,6 +10,9 @@ use crate::tree::{Ticket, Version};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
+/// Transfers asked for and not answered.
+pub(super) const NEEDS_MAX: usize = 64;
+
 /// A piece of work.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(in crate::tree) enum Work {
@@ -107,7 +110,7 @@ impl Desk {
         self.ready.len() + kept + self.waits.len() + self.hungry.len() + self.flights.len()
     }
     pub(super) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || (self.needs < NEEDS_MAX && !self.hungry.is_empty())
     }
     pub(super) fn needs(&self) -> usize {
         self.needs
@@ -120,13 +123,17 @@ impl Desk {
 
     /// The next piece of work that is not parked.
     pub(super) fn take(&mut self) -> Option<Work> {
-        while let Some(w) = self.ready.pop_first() {
+        loop {
+            let w = match self.ready.pop_first() {
+                Some(w) => w,
+                None if self.needs < NEEDS_MAX => self.hungry.pop_first()?,
+                None => return None,
+            };
             self.stop_waiting(w);
             if !self.parked.contains_key(&w) {
                 return Some(w);
             }
         }
-        None
     }
 
     pub(super) fn done(&mut self, w: Work) {
@@ -181,8 +188,8 @@ impl Desk {
     }
 
     /// False: enough bytes are being asked for already; the work comes back by itself.
-    pub(super) fn park_for_bytes(&mut self, w: Work, max: usize) -> bool {
-        let room = self.needs < max;
+    pub(super) fn park_for_bytes(&mut self, w: Work) -> bool {
+        let room = self.needs < NEEDS_MAX;
         if room {
             self.park(w, Park::Bytes);
         } else {
@@ -195,9 +202,6 @@ impl Desk {
     pub(in crate::tree) fn unpark(&mut self, w: Work) {
         if self.parked.remove(&w) == Some(Park::Bytes) {
             self.needs -= 1;
-            while let Some(h) = self.hungry.pop_first() {
-                self.ready.insert(h);
-            }
         }
     }
 

@@ -13,10 +13,7 @@ pub(super) use desk::{Desk, Kept, Work};
 
 use super::{Have, Step, Tree};
 use alloc::vec::Vec;
-use desk::Park;
-
-/// Transfers asked for and not answered.
-const NEEDS_MAX: usize = 64;
+use desk::{NEEDS_MAX, Park};
 
 /// What came of looking at a piece of work.
 #[allow(clippy::large_enum_variant, reason = "made and taken apart at once, never stored")]
@@ -60,7 +57,7 @@ impl Tree {
                 Next::Done | Next::Begun => {}
                 Next::Later { key, .. } => self.work.wait(key, work),
                 Next::Bytes(step) => {
-                    if self.work.park_for_bytes(work, NEEDS_MAX) {
+                    if self.work.park_for_bytes(work) {
                         out.push(step);
                     }
                 }
@@ -82,7 +79,8 @@ impl Tree {
         self.work.len() + self.kept.len() + self.heads_needed.len() + self.heads_due.len() + self.rebirths.len()
     }
 
-    /// A piece of work can be looked at right away: `plan` may return something.
+    /// A piece of work can be looked at right away, so `plan` should be called again: it returns fewer steps than asked for
+    /// also when it has looked at enough for one call.
     pub fn has_ready(&self) -> bool {
         self.work.has_ready() || (!self.heads_needed.is_empty() && self.work.needs() < NEEDS_MAX)
     }
