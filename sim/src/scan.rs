@@ -342,9 +342,10 @@ impl World {
         // Further names of files that have others.
         for (place, dir, ino) in &found.extra {
             let is_file = self.hosts[n].fs.get(*ino).is_some_and(|i| i.kind.is_file());
-            let moved = found.known.get(ino).is_some_and(|(_, old)| {
-                old.iter().any(|p| found.missing.iter().any(|(m, _)| m == p))
-            });
+            let moved = found
+                .known
+                .get(ino)
+                .is_some_and(|(_, old)| old.iter().any(|p| found.missing.iter().any(|(m, _)| m == p)));
             if is_file && !moved && found.known.contains_key(ino) && removed.contains_key(ino) {
                 self.sometimes.saw("removal undone by a crash");
                 let _ = self.hosts[n].fs.apply(FsOp::Remove { parent: *dir, name: place.1.clone() });
