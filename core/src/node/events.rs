@@ -21,8 +21,6 @@ use alloc::vec::Vec;
 pub(super) const RETRY: Span = Span::s(2);
 /// Times that every member says that a version is gone before its author, who has not got it either, gives it up.
 const ABANDON_OWN_ROUNDS: u32 = 10;
-/// The same for somebody else's version, whose author may have to be given time to come back.
-const ABANDON_ROUNDS: u32 = 120;
 
 impl Node {
     pub(super) fn request(&mut self, token: OpToken, op: Request) {
@@ -275,17 +273,17 @@ impl Node {
         }
     }
 
-    /// Every connected member says that it has not got a version. When all members are there, its author gives it up; of an
-    /// author that never comes back the first of the others does.
+    /// Every connected member says that it has not got a version. If all members are there, and it was issued in a life of
+    /// this node that a crash has ended, it is given up: its bytes were lost with that life. In the present life the bytes may
+    /// be ours alone and only wait for room on the disk.
     fn abandon(&mut self, inode: InodeId, version: Stamp, rounds: u32, up: &[crate::ids::ReplicaId]) {
         let others = self.members.peers.values().filter(|p| !p.info.left).map(|p| p.info.replica);
-        let (mut all, mut first) = (true, true);
+        let mut all = true;
         for r in others {
             all &= up.contains(&r);
-            first &= self.config.replica < r;
         }
-        let mine = self.lives.contains(&version.replica) && rounds >= ABANDON_OWN_ROUNDS;
-        if !all || !(mine || (first && rounds >= ABANDON_ROUNDS)) {
+        let ended = version.replica != self.life() && self.lives.contains(&version.replica);
+        if !all || !ended || rounds < ABANDON_OWN_ROUNDS {
             return;
         }
         let clock = &mut self.clock;
