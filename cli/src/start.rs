@@ -4,7 +4,7 @@ use crate::daemon::{Handle, Running};
 use anyhow::{Context, Result};
 use ice_core::event::Admin;
 use ice_core::rng::Seed;
-use ice_fuse::{Mount, MountOptions};
+use ice_fuse::{Mount, MountOptions, Passthrough};
 use ice_host::config::{Config, RuntimeKind};
 use ice_host::engine::{Engine, Tape};
 use ice_host::identity::DataDir;
@@ -156,6 +156,7 @@ fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {
     }
     let mut options = MountOptions::new(path);
     options.threads = config.fuse_threads;
+    options.passthrough = if config.fuse_passthrough { Passthrough::Auto } else { Passthrough::Off };
     let mount =
         Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
     tracing::info!("fuse mounted: mountpoint={} backing={}", path.display(), config.backing.display());

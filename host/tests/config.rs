@@ -55,7 +55,7 @@ fn every_key_is_understood() {
          data: /d\nbacking: /b\nmount: /m\nkeepalive: 1.5s\nkeepalive_failures: 3\nclock_skew_max: 250ms\n\
          sync_mode: latest\nconsistency_interval: 10m\nconsistency_mode: report\nlog_file: /l\nlog_verbose: yes\n\
          ready_require_sync: false\nready_require_peer: true\napi_token: s3cret\ntls_cert: /c.pem\ntls_key: /k.pem\n\
-         cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\nfuse_threads: 4\n\
+         cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\nfuse_threads: 4\nfuse_passthrough: OFF\n\
          lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n",
     )
     .unwrap();
@@ -84,6 +84,7 @@ fn every_key_is_understood() {
         runtime: RuntimeKind::Smol,
         trace: Some("/t".into()),
         fuse_threads: 4,
+        fuse_passthrough: false,
     };
     assert_eq!(c, want);
     assert!(!format!("{c:?}").contains("s3cret"), "the token must not reach a log");
@@ -126,6 +127,7 @@ fn wrong_values_name_key_and_line() {
         ("log_verbose: maybe", "c.yml: `log_verbose` at line 1: true or false is expected, not `maybe`"),
         ("ack: most", "c.yml: `ack` at line 1: `most` is no policy: use auto, local, one, quorum or all"),
         ("runtime: glib", "c.yml: `runtime` at line 1: `glib` is no runtime: use tokio or smol"),
+        ("fuse_passthrough: on", "c.yml: `fuse_passthrough` at line 1: `on` is not known: use auto or off"),
         ("fuse_threads: 65", "c.yml: `fuse_threads` at line 1: 65 is too much: at most 64"),
         (
             "bind: nine",

@@ -68,6 +68,11 @@ const KEYS: &[KeyInfo] = keys! {
         other => return Err(format!("`{other}` is no runtime: use tokio or smol")),
     });
     "fuse_threads", "0", |d, v| put(&mut d.config.fuse_threads, count(v, 64)? as usize);
+    "fuse_passthrough", "auto", |d, v| put(&mut d.config.fuse_passthrough, match choice(v)?.as_str() {
+        "auto" => true,
+        "off" => false,
+        other => return Err(format!("`{other}` is not known: use auto or off")),
+    });
     "trace", "", |d, v| put(&mut d.config.trace, path(v)?);
 };
 

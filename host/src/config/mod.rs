@@ -116,6 +116,8 @@ pub struct Config {
     pub trace: Option<PathBuf>,
     /// Threads that serve the mount; 0: as many as processors, 2 to 8.
     pub fuse_threads: usize,
+    /// Let the kernel read and map backing files by itself where it can (`auto`), or never (`off`).
+    pub fuse_passthrough: bool,
 }
 
 impl Default for Config {
@@ -145,6 +147,7 @@ impl Default for Config {
             runtime: RuntimeKind::Tokio,
             trace: None,
             fuse_threads: 0,
+            fuse_passthrough: true,
         }
     }
 }
