@@ -1,7 +1,7 @@
 //! The life of the daemon around its node: log, signals, orderly end.
 //!
 //! SIGTERM and SIGINT stop the node in order, within a deadline; a second one ends the process at once. SIGHUP reopens
-//! the log file. A panic anywhere is a bug in this program: it is logged and aborts the process, for a node whose state can no longer be
+//! the log file, SIGUSR1 writes what the node recorded of its last steps. A panic anywhere is a bug in this program: it is logged and aborts the process, for a node whose state can no longer be
 //! trusted must not go on answering.
 
 use crate::args;
@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail};
 use ice_host::config::Config;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Pid;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -31,6 +31,9 @@ pub trait Running {
     /// Ends its work in order, by `deadline` at the latest: no new requests, running ones answered, everything durable,
     /// the mount gone, the peers told.
     fn stop(self: Box<Self>, deadline: Instant) -> Result<()>;
+
+    /// Writes the recording of the last steps into a file, and says which.
+    fn dump(&self) -> Result<PathBuf>;
 }
 
 /// Starts a node. It may keep the handle to end the daemon when it cannot go on.
@@ -40,6 +43,7 @@ pub type Start = fn(&Config, Handle) -> Result<Box<dyn Running>>;
 enum Event {
     Stop(&'static str),
     Reopen,
+    Dump,
     Failed(anyhow::Error),
 }
 
@@ -85,7 +89,7 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     watch_signals(events.clone())?;
     await_predecessor(&config.data);
     let node = start(config, Handle(events)).context("cannot start")?;
-    let reason = wait(&inbox, &log);
+    let reason = wait(&inbox, &log, node.as_ref());
     match &reason {
         Ok(signal) => tracing::info!("{signal}: stopping"),
         Err(error) => tracing::error!("stopping: {error:#}"),
@@ -99,7 +103,7 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
 }
 
 /// Which signal asks for the end, or why the node failed.
-fn wait(inbox: &Receiver<Event>, log: &LogTarget) -> Result<&'static str> {
+fn wait(inbox: &Receiver<Event>, log: &LogTarget, node: &dyn Running) -> Result<&'static str> {
     loop {
         match inbox.recv().context("the signal thread has ended")? {
             Event::Stop(signal) => return Ok(signal),
@@ -108,17 +112,22 @@ fn wait(inbox: &Receiver<Event>, log: &LogTarget) -> Result<&'static str> {
                 Ok(()) => tracing::info!("SIGHUP: log reopened"),
                 Err(error) => tracing::error!("SIGHUP: {error:#}"),
             },
+            Event::Dump => match node.dump() {
+                Ok(path) => tracing::info!("SIGUSR1: tape of the last steps: {}", path.display()),
+                Err(error) => tracing::error!("SIGUSR1: {error:#}"),
+            },
         }
     }
 }
 
 fn watch_signals(events: SyncSender<Event>) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signal handlers")?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("signal handlers")?;
     let watch = move || {
         let mut stopping = false;
         for signal in signals.forever() {
             let event = match signal {
                 SIGHUP => Event::Reopen,
+                SIGUSR1 => Event::Dump,
                 _ if stopping => {
                     tracing::warn!("second signal: ending at once");
                     std::process::exit(i32::from(args::FAILED));
@@ -128,7 +137,7 @@ fn watch_signals(events: SyncSender<Event>) -> Result<()> {
                     Event::Stop(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" })
                 }
             };
-            // While the node is still starting nobody takes events: a few reopen requests may get lost, an end may not.
+            // While the node is still starting nobody takes events: a few requests to reopen or dump may get lost, an end may not.
             if let (Err(std::sync::mpsc::TrySendError::Full(event)), true) = (events.try_send(event), stopping) {
                 let _ = events.send(event);
             }

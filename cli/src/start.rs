@@ -6,13 +6,13 @@ use ice_core::event::Admin;
 use ice_core::rng::Seed;
 use ice_fuse::{Mount, MountOptions, Passthrough};
 use ice_host::config::{Config, RuntimeKind};
-use ice_host::engine::{Engine, Tape};
+use ice_host::engine::Engine;
 use ice_host::identity::DataDir;
 use ice_host::log::{LogLane, Options as LogOptions};
 use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
 use ice_host::payload::PayloadPool;
-use ice_host::recorder::Recorder;
 use ice_host::runtime::Runtime;
+use ice_host::tape::{Recorder, Ring};
 use ice_host::transport::Transport;
 use ice_host::vfs::Vfs;
 use ice_host::volume::{Options as VolumeOptions, Volume};
@@ -20,6 +20,7 @@ use ice_http::{
     ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles,
     router,
 };
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ struct Node<R> {
     mount: Option<Mount>,
     cluster: Arc<EngineCluster>,
     data: Option<DataDir>,
+    ring: Option<Arc<Ring>>,
     runtime: R,
 }
 
@@ -78,9 +80,13 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let address = bound.local_addr();
     let urls = config.advertised(address.port())?;
     let protocol = core_config(config, &found.data, urls.clone());
-    let tape: Option<Box<dyn Tape>> = match &config.trace {
-        Some(path) => Some(Box::new(Recorder::create(path).with_context(|| format!("trace {}", path.display()))?)),
-        None => None,
+    let ring = (config.trace_ring > 0).then(|| Ring::new(config.trace_ring, config.data.join("tapes")));
+    if let Some(ring) = &ring {
+        ring.dump_on_panic();
+    }
+    let tape = match (&config.trace, &ring) {
+        (None, None) => None,
+        (path, ring) => Some(Recorder::new(ring.clone(), path.as_deref()).context("trace")?),
     };
     let seed = Seed(protocol.replica.0 ^ protocol.incarnation.0.rotate_left(32));
     let engine = Arc::new(Engine::new(protocol, seed, found.disk, Arc::clone(&payloads), tape));
@@ -140,6 +146,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         mount,
         cluster,
         data: Some(found.data),
+        ring,
         runtime,
     }))
 }
@@ -184,6 +191,11 @@ fn troubles(
 }
 
 impl<R: Runtime> Running for Node<R> {
+    fn dump(&self) -> Result<PathBuf> {
+        let ring = self.ring.as_ref().context("`trace_ring` is 0: nothing is recorded")?;
+        ring.dump("request").context("the tape cannot be written")
+    }
+
     fn stop(mut self: Box<Self>, deadline: Instant) -> Result<()> {
         let left = |most: Duration| deadline.saturating_duration_since(Instant::now()).min(most);
         if let Some(mount) = self.mount.take()

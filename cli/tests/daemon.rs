@@ -23,6 +23,10 @@ impl Running for Dummy {
             _ => Ok(()),
         }
     }
+
+    fn dump(&self) -> anyhow::Result<PathBuf> {
+        if self.0 == "records" { Ok("/the/tape".into()) } else { anyhow::bail!("nothing is recorded") }
+    }
 }
 
 fn start(_: &Config, handle: Handle) -> anyhow::Result<Box<dyn Running>> {
@@ -115,6 +119,20 @@ fn sighup_opens_the_log_anew() {
     signal(&child, "TERM");
     assert_eq!(end(child, &log).0, Some(0));
     assert!(!std::fs::read_to_string(rotated).unwrap().contains("reopened"));
+}
+
+#[test]
+fn sigusr1_dumps_the_tape_and_nothing_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    for (kind, words) in [("records", "tape of the last steps: /the/tape"), ("well", "SIGUSR1: nothing is recorded")] {
+        let log = dir.path().join(kind);
+        let child = spawn(kind, &log);
+        until_logged(&log, "started");
+        signal(&child, "USR1");
+        until_logged(&log, words);
+        signal(&child, "TERM");
+        assert_eq!(end(child, &log).0, Some(0));
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct Seed(pub u64);
 
 /// A stream of pseudo-random numbers. Not for secrets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rng(u64);
 
 impl Rng {

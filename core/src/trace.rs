@@ -1,7 +1,8 @@
 //! Frames of a trace: what a node was given, in order, and what it answered. Enough to run it again, bit for bit.
 //!
-//! A recorder writes [`Frame::Start`] once, then [`Frame::Step`] for each step *before* its outbox is dispatched, and
-//! [`Frame::State`] every so often. The container (lengths, checksums, hash chain) belongs to the host.
+//! A recording begins with [`Frame::Start`] or [`Frame::Key`]. Each step is a [`Frame::Step`], written *before* the step, so that
+//! the input that broke a node is the last thing on its tape, and a [`Frame::Answer`], written *before* the outbox is carried out.
+//! [`Frame::State`] comes every so often. The container (lengths, checksums, hash chain) belongs to the host.
 
 use crate::action::Outbox;
 use crate::config::{Config, Recovered};
@@ -10,23 +11,27 @@ use crate::rng::Seed;
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// The format described here.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// One frame.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Frame {
     /// How the node began.
     Start(Box<Start>),
-    /// One step.
+    /// What a step is given. Written before the step: it is on the tape also if the step never ends.
     Step {
         /// Its time.
         now: Instant,
-        /// What it was given.
+        /// All of the step's batch: at most [`crate::limits::EVENTS_PER_STEP_MAX`] events.
         events: Batch,
-        /// [`outbox_digest`] of what it answered.
+    },
+    /// What the step before answered. Written before the outbox is carried out.
+    Answer {
+        /// [`outbox_digest`].
         outbox: u128,
     },
     /// The node's state after the last step.
@@ -34,6 +39,22 @@ pub enum Frame {
         /// [`crate::node::Node::digest`].
         digest: u128,
     },
+    /// All of the node's state between two steps: a replay may begin here.
+    Key(Box<Key>),
+}
+
+/// A state from which a replay may begin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Key {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Version of the software: a state is only sure to mean the same to the same version.
+    pub software: String,
+    /// [`crate::node::Node::keyframe`].
+    #[serde(with = "serde_bytes")]
+    pub node: Vec<u8>,
+    /// [`crate::node::Node::digest`].
+    pub digest: u128,
 }
 
 /// How the node began.

@@ -1,16 +1,19 @@
 //! The node's state machine behind one mutex: any thread hands in events and has the resulting actions dispatched.
 
 use crate::payload::PayloadPool;
+use crate::tape::Recorder;
 use ice_core::action::{Io, Notice, Outbox, Refused, Reply, Send as NetSend};
 use ice_core::config::{Config, Recovered};
 use ice_core::event::{Ack, Admin, Batch, Change, Event, IoResult, LinkEvent, Request};
 use ice_core::ids::{InodeId, IoToken, LinkId, OpToken};
+use ice_core::limits::EVENTS_PER_STEP_MAX;
 use ice_core::message::Message;
 use ice_core::node::{Node, View};
 use ice_core::rng::Seed;
 use ice_core::time::{Deadline, Instant, Span};
-use ice_core::trace::{FORMAT, Frame, Start, outbox_digest};
+use ice_core::trace::{FORMAT, Frame, Key, Start, outbox_digest};
 use ice_core::tree::Tree;
+use ice_core::wire;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -28,12 +31,6 @@ pub trait Actions: Send + Sync {
     fn notice(&self, notice: Notice);
 }
 
-/// Writes the tape. Called before the step's outbox is dispatched.
-pub trait Tape: Send {
-    /// One frame.
-    fn frame(&mut self, frame: &Frame);
-}
-
 /// A state digest is recorded after this many steps.
 const DIGEST_EVERY_STEPS: u64 = 256;
 /// How often and how long a change waits for the log's disk.
@@ -44,12 +41,15 @@ const STEPS_PER_CALL: usize = 4;
 
 struct Inner {
     node: Node,
+    /// What happened and no step has taken yet.
+    events: Batch,
+    /// What the next step is given.
     batch: Batch,
     out: Outbox,
     wake: Option<Deadline>,
     again: bool,
     waiting: HashMap<OpToken, SyncSender<Reply>>,
-    tape: Option<Box<dyn Tape>>,
+    tape: Option<Recorder>,
     steps: u64,
     wall_ns: u64,
     last: Instant,
@@ -76,6 +76,12 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+/// All of a node's state, as a frame.
+fn key(node: &Node) -> Frame {
+    let key = Key { format: FORMAT, software: crate::VERSION.to_owned(), node: node.keyframe(), digest: node.digest() };
+    Frame::Key(Box::new(key))
+}
+
 fn wall_ns() -> u64 {
     // A clock before 1970 counts as 1970: the hybrid clock then only counts.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos().min(u128::from(u64::MAX)) as u64)
@@ -88,11 +94,10 @@ impl Engine {
         seed: Seed,
         disk: Recovered,
         payloads: Arc<PayloadPool>,
-        tape: Option<Box<dyn Tape>>,
+        mut tape: Option<Recorder>,
     ) -> Engine {
-        let copy = tape.is_some().then(|| (config.clone(), disk.clone()));
+        let copy = tape.as_ref().is_some_and(Recorder::wants_start).then(|| (config.clone(), disk.clone()));
         let node = Node::recover(config, seed, disk);
-        let mut tape = tape;
         if let (Some(t), Some((config, disk))) = (tape.as_mut(), copy) {
             let start = Start {
                 format: FORMAT,
@@ -102,11 +107,12 @@ impl Engine {
                 disk,
                 digest: node.digest(),
             };
-            t.frame(&Frame::Start(Box::new(start)));
+            t.push_file(&wire::encode(&Frame::Start(Box::new(start))));
         }
         Engine {
             inner: Mutex::new(Inner {
                 node,
+                events: Batch::new(),
                 batch: Batch::new(),
                 out: Outbox::default(),
                 wake: None,
@@ -144,13 +150,15 @@ impl Engine {
         }
     }
 
-    /// Ends the driver thread. Requests still waiting are answered with `Stopping`.
+    /// Ends the driver thread, and the tape. Requests still waiting are answered with `Stopping`.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         let mut inner = self.lock();
         for (_, waiter) in inner.waiting.drain() {
             let _ = waiter.try_send(Reply::Failed(Refused::Stopping));
         }
+        // Others may still hold the engine when the process ends: what the recording held back is written now.
+        inner.tape = None;
         drop(inner);
         self.poke.notify_all();
     }
@@ -163,7 +171,7 @@ impl Engine {
     /// Hands in one event.
     pub fn event(&self, event: Event) {
         let mut inner = self.lock();
-        inner.batch.push_back(event);
+        inner.events.push_back(event);
         self.run(&mut inner, STEPS_PER_CALL);
     }
 
@@ -236,7 +244,7 @@ impl Engine {
         let (tx, rx) = sync_channel(1);
         let mut inner = self.lock();
         inner.waiting.insert(token, tx);
-        inner.batch.push_back(Event::Op { token, op });
+        inner.events.push_back(Event::Op { token, op });
         self.run(&mut inner, STEPS_PER_CALL);
         drop(inner);
         match rx.recv_timeout(limit) {
@@ -263,11 +271,11 @@ impl Engine {
     fn run(&self, inner: &mut Inner, most: usize) {
         let Some(actions) = self.actions.get() else { return };
         let mut steps = 0;
-        while (!inner.batch.is_empty() || inner.again) && steps < most {
+        while (!inner.events.is_empty() || inner.again) && steps < most {
             steps += 1;
             self.step(inner, actions.as_ref());
         }
-        if inner.again || !inner.batch.is_empty() {
+        if inner.again || !inner.events.is_empty() {
             self.poke.notify_one();
         }
     }
@@ -276,25 +284,35 @@ impl Engine {
         let now = self.now().max(inner.last);
         inner.last = now;
         let wall = wall_ns();
-        if !inner.batch.is_empty() || wall.abs_diff(inner.wall_ns) > 500_000_000 {
+        let Inner { node, events, batch, out, tape, .. } = inner;
+        if !events.is_empty() || wall.abs_diff(inner.wall_ns) > 500_000_000 {
             inner.wall_ns = wall;
-            inner.batch.push_front(Event::Wall { unix_ns: wall });
+            batch.push_back(Event::Wall { unix_ns: wall });
         }
-        let given = inner.tape.is_some().then(|| inner.batch.clone());
-        let Inner { node, batch, out, .. } = inner;
-        let before = batch.len();
+        // No more than one step takes, so that a frame is written before its step and says exactly what was in it.
+        let room = (EVENTS_PER_STEP_MAX - batch.len()).min(events.len());
+        batch.extend(events.drain(..room));
+        if let Some(tape) = tape {
+            let frame = Frame::Step { now, events: std::mem::take(batch) };
+            let bytes = wire::encode(&frame);
+            let Frame::Step { events, .. } = frame else { unreachable!("it was made above") };
+            *batch = events;
+            if tape.wants_key(bytes.len()) {
+                tape.turn(tape.admits_key(node.keyframe_estimate()).then(|| key(node)).as_ref());
+            }
+            tape.push(&bytes);
+        }
         node.step(now, batch, out);
-        if let (Some(tape), Some(mut events)) = (inner.tape.as_mut(), given) {
-            // Only what the step consumed belongs to its frame; the rest comes with a later one.
-            events.truncate(before - inner.batch.len());
-            tape.frame(&Frame::Step { now, events, outbox: outbox_digest(&inner.out) });
+        debug_assert!(batch.is_empty(), "a step takes what it is given");
+        if let Some(tape) = tape {
+            tape.push(&wire::encode(&Frame::Answer { outbox: outbox_digest(out) }));
             inner.steps += 1;
             if inner.steps.is_multiple_of(DIGEST_EVERY_STEPS) {
-                tape.frame(&Frame::State { digest: inner.node.digest() });
+                tape.push(&wire::encode(&Frame::State { digest: node.digest() }));
             }
         }
         inner.wake = inner.out.wake;
-        inner.again = inner.out.again;
+        inner.again = inner.out.again || !inner.events.is_empty();
         self.poke_if_earlier(inner);
         let out = &mut inner.out;
         for io in out.io.drain(..) {
@@ -326,7 +344,7 @@ impl Engine {
     fn drive(&self) {
         let mut inner = self.lock();
         while !self.stopping.load(Ordering::SeqCst) {
-            if inner.again || !inner.batch.is_empty() || inner.wake.is_some_and(|w| w.at <= self.now()) {
+            if inner.again || !inner.events.is_empty() || inner.wake.is_some_and(|w| w.at <= self.now()) {
                 if let Some(actions) = self.actions.get() {
                     self.step(&mut inner, actions.as_ref());
                 }

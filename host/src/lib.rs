@@ -11,6 +11,7 @@ pub mod payload;
 pub mod recorder;
 pub mod runtime;
 pub mod store;
+pub mod tape;
 pub mod transport;
 pub mod vfs;
 pub mod volume;

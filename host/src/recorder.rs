@@ -15,7 +15,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const MAGIC: &[u8; 8] = b"ICETRACE";
@@ -23,8 +22,6 @@ const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 24;
 /// Longest frame.
 pub const FRAME_MAX_BYTES: usize = 1 << 30;
-/// Size at which a node's own recording ends.
-pub const RECORDING_MAX_BYTES: u64 = 4 << 30;
 /// Bytes that wait in memory at most before they are written.
 const BUFFER_BYTES: usize = 256 * 1024;
 /// And how long, as seen when the next frame comes.
@@ -151,47 +148,6 @@ impl<W: Write> Drop for FrameWriter<W> {
             && let Err(error) = self.flush()
         {
             tracing::warn!(%error, "the end of a recording is lost");
-        }
-    }
-}
-
-/// The recording of a running node, for [`crate::engine::Engine`]. Frames are encoded by [`ice_core::wire`].
-///
-/// What is buffered is written when the recorder is dropped, and by a hook when any thread panics, so that the tape of a failed
-/// assertion is whole also where panics end the process. `SIGKILL` costs what was buffered, up to the next step 100 ms later.
-pub struct Recorder {
-    writer: Arc<Mutex<FrameWriter<File>>>,
-    told: bool,
-}
-
-impl Recorder {
-    /// Begins a recording in a new file of at most [`RECORDING_MAX_BYTES`].
-    pub fn create(path: &Path) -> io::Result<Recorder> {
-        let writer = Arc::new(Mutex::new(FrameWriter::create(path, RECORDING_MAX_BYTES)?));
-        let weak = Arc::downgrade(&writer);
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            // The panicking thread may be the one that holds the lock.
-            if let Some(writer) = weak.upgrade()
-                && let Ok(mut writer) = writer.try_lock()
-                && writer.ended.is_none()
-            {
-                // An error ends the recording, which tells it itself; there is nobody else to tell it to now.
-                let _ = writer.flush();
-            }
-            before(info);
-        }));
-        Ok(Recorder { writer, told: false })
-    }
-}
-
-impl crate::engine::Tape for Recorder {
-    fn frame(&mut self, frame: &ice_core::trace::Frame) {
-        let bytes = ice_core::wire::encode(frame);
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if !writer.push(&bytes) && !self.told {
-            self.told = true;
-            tracing::warn!("{}", writer.ended().unwrap_or("the recording has ended"));
         }
     }
 }
@@ -412,27 +368,6 @@ mod tests {
         let mut r = FrameReader::open(&path).unwrap();
         assert_eq!(r.next_frame().unwrap().unwrap(), b"seen");
         assert!(r.next_frame().unwrap().is_none());
-    }
-
-    #[test]
-    fn a_recorder_writes_frames_that_decode_even_after_a_panic() {
-        use crate::engine::Tape;
-        use ice_core::trace::Frame;
-        let t = tempfile::tempdir().unwrap();
-        let path = t.path().join("trace");
-        let mut recorder = Recorder::create(&path).unwrap();
-        recorder.frame(&Frame::State { digest: 7 });
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 16, "buffered");
-        assert!(std::thread::spawn(|| panic!("on purpose")).join().is_err());
-        let mut r = FrameReader::open(&path).unwrap();
-        let frame: Frame = ice_core::wire::decode(&r.next_frame().unwrap().unwrap()).unwrap();
-        assert_eq!(frame, Frame::State { digest: 7 });
-        recorder.frame(&Frame::State { digest: 8 });
-        drop(recorder);
-        let mut r = FrameReader::open(&path).unwrap();
-        assert!(
-            r.next_frame().unwrap().is_some() && r.next_frame().unwrap().is_some() && r.next_frame().unwrap().is_none()
-        );
     }
 
     proptest! {

@@ -55,7 +55,8 @@ fn every_key_is_understood() {
          data: /d\nbacking: /b\nmount: /m\nkeepalive: 1.5s\nkeepalive_failures: 3\nclock_skew_max: 250ms\n\
          sync_mode: latest\nconsistency_interval: 10m\nconsistency_mode: report\nlog_file: /l\nlog_verbose: yes\n\
          ready_require_sync: false\nready_require_peer: true\napi_token: s3cret\ntls_cert: /c.pem\ntls_key: /k.pem\n\
-         cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\nfuse_threads: 4\nfuse_passthrough: OFF\n\
+         cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\n\
+         trace_ring: 3MiB\nfuse_threads: 4\nfuse_passthrough: OFF\n\
          lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n",
     )
     .unwrap();
@@ -83,6 +84,7 @@ fn every_key_is_understood() {
         ack_timeout: Duration::from_secs(120),
         runtime: RuntimeKind::Smol,
         trace: Some("/t".into()),
+        trace_ring: 3 << 20,
         fuse_threads: 4,
         fuse_passthrough: false,
     };
@@ -118,6 +120,8 @@ fn wrong_values_name_key_and_line() {
             "c.yml: `keepalive` at line 2: missing unit in duration `60`: write it like 300ms, 1m30s or 2h",
         ),
         ("keepalive: fast", "c.yml: `keepalive` at line 1: invalid duration `fast`: write it like 300ms, 1m30s or 2h"),
+        ("trace_ring: 10 MB", "c.yml: `trace_ring` at line 1: `MB` is no unit of size: use KiB, MiB or GiB"),
+        ("trace_ring: 2", "c.yml: `trace_ring` at line 1: 2 bytes: at least 1 MiB, at most 1024 MiB, or 0 for none"),
         ("keepalive: [1s]", "c.yml: `keepalive` at line 1: a duration like 1m30s is expected, not a list"),
         ("api_token: 12345", "c.yml: `api_token` at line 1: a text is expected, not a number: put it in quotes"),
         (

@@ -313,6 +313,12 @@ fn replay_trace(path: &std::path::Path) -> Result<bool, String> {
         done.states,
         done.span_ns as f64 / 1e9
     );
+    if done.skipped > 0 {
+        say!("{} steps before the first recorded state were passed over", done.skipped);
+    }
+    if let Some(given) = &done.unanswered {
+        say!("the last step has no answer on the tape, the process ended in it: {given}");
+    }
     if let Some(why) = &done.cut {
         say!("the recording ends early: {why}");
     }

@@ -5,6 +5,7 @@ use ice_core::action::{Io, Outbox, Send};
 use ice_core::event::{Event, LinkEvent, Request};
 use ice_core::limits::EVENTS_PER_STEP_MAX;
 use ice_core::node::Node;
+use ice_core::time::Instant;
 use ice_core::trace::{FORMAT, Frame, outbox_digest};
 use ice_core::wire;
 use ice_host::recorder::{FrameReader, FrameWriter};
@@ -12,7 +13,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// What a replay came to.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Replayed {
     /// Steps that were the same.
     pub steps: u64,
@@ -20,93 +21,175 @@ pub struct Replayed {
     pub events: u64,
     /// States that were compared.
     pub states: u64,
+    /// Steps from before the first state from which a replay can begin.
+    pub skipped: u64,
     /// Time that the recording covers, in nanoseconds.
     pub span_ns: u64,
     /// The first difference, with what was expected and what came.
     pub difference: Option<String>,
+    /// The step that the recording ends with, if the node never answered it: what it was given.
+    pub unanswered: Option<String>,
     /// Why the recording ended early, if it did.
     pub cut: Option<String>,
 }
 
+/// A step under way.
+struct Pending {
+    now: Instant,
+    given: usize,
+    words: String,
+}
+
 /// Runs a recording again. `told` is called with a line for each step if it is given.
+///
+/// A recording that holds no state to begin from is an error, unless `told` is given: then it is told what the node was given.
 pub fn replay(path: &Path, mut told: Option<&mut dyn FnMut(String)>) -> Result<Replayed, String> {
     let name = path.display();
-    let mut reader = FrameReader::open(path).map_err(|e| format!("{name}: {e}"))?;
+    let mut frames =
+        Frames { name: name.to_string(), reader: FrameReader::open(path).map_err(|e| format!("{name}: {e}"))?, at: 0 };
     let mut node: Option<Node> = None;
-    let mut done = Replayed { steps: 0, events: 0, states: 0, span_ns: 0, difference: None, cut: None };
+    let mut done = Replayed::default();
     let mut first = None;
+    let mut pending: Option<Pending> = None;
     let mut out = Outbox::default();
-    loop {
-        let bytes = match reader.next_frame() {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => break,
-            Err(e) => return Err(format!("{name}: after {} steps: {e}", done.steps)),
-        };
-        let frame: Frame = wire::decode(&bytes).map_err(|e| format!("{name}: frame {}: {e}", done.steps + 1))?;
+    let mut next = frames.next()?;
+    while let Some(frame) = next {
+        next = frames.next()?;
         match frame {
             Frame::Start(start) => {
-                if start.format != FORMAT {
-                    return Err(format!("{name}: trace format {}, this program reads {FORMAT}", start.format));
-                }
+                format_is(&name, start.format)?;
                 let began = Node::recover(start.config, start.seed, start.disk);
                 if began.digest() != start.digest {
-                    done.difference =
-                        Some(format!("start: expected state {:032x}, got {:032x}", start.digest, began.digest()));
-                    return Ok(done);
+                    return Ok(done.differs(format!(
+                        "start: expected state {:032x}, got {:032x}",
+                        start.digest,
+                        began.digest()
+                    )));
+                }
+                (node, first, pending) = (Some(began), None, None);
+            }
+            Frame::Key(key) => {
+                format_is(&name, key.format)?;
+                if let Some(node) = &node {
+                    // Stronger than any digest: all of the state.
+                    if node.keyframe() != key.node {
+                        let steps = done.steps;
+                        return Ok(done.differs(format!("state after step {steps}: it is not the recorded one")));
+                    }
+                    done.states += 1;
+                    continue;
+                }
+                let began = Node::from_keyframe(&key.node).map_err(|e| {
+                    format!(
+                        "{name}: its state cannot be read by this program (it was written by version {}): {e}",
+                        key.software
+                    )
+                })?;
+                if began.digest() != key.digest {
+                    return Ok(done.differs(format!(
+                        "beginning: expected state {:032x}, got {:032x}",
+                        key.digest,
+                        began.digest()
+                    )));
                 }
                 node = Some(began);
-                first = None;
             }
-            Frame::Step { now, mut events, outbox } => {
-                let node = node.as_mut().ok_or_else(|| format!("{name}: a step before the start"))?;
+            Frame::Step { now, mut events } => {
+                let answered = matches!(next, Some(Frame::Answer { .. }));
                 let given = events.len();
-                let why = told.is_some().then(|| events.iter().map(event).collect::<Vec<_>>().join("; "));
-                node.step(now, &mut events, &mut out);
-                let left = given == EVENTS_PER_STEP_MAX && outbox_digest(&out) != outbox;
-                if left {
-                    // The recording holds only what the step took: with more in the batch it asked for another step.
+                let words = if told.is_some() || !answered {
+                    events.iter().map(event).collect::<Vec<_>>().join("; ")
+                } else {
+                    String::new()
+                };
+                let at = *first.get_or_insert(now.0);
+                done.span_ns = now.0.saturating_sub(at);
+                if let Some(told) = told.as_deref_mut()
+                    && (node.is_none() || !answered)
+                {
+                    // Before the step: it may be the one that ends the node, and this program with it.
+                    told(format!("{:>12.6} {words}", done.span_ns as f64 / 1e9));
+                }
+                match &mut node {
+                    Some(node) => node.step(now, &mut events, &mut out),
+                    None => done.skipped += 1,
+                }
+                pending = Some(Pending { now, given, words });
+            }
+            Frame::Answer { outbox } => {
+                let step = pending.take().ok_or_else(|| format!("{name}: an answer without a step"))?;
+                if node.is_none() {
+                    continue;
+                }
+                if step.given == EVENTS_PER_STEP_MAX && outbox_digest(&out) != outbox {
+                    // The step took all it may: with more in the batch it asked for another one.
                     out.again = true;
                 }
-                let at = *first.get_or_insert(now.0);
-                done.span_ns = now.0 - at;
                 if let Some(told) = told.as_deref_mut() {
-                    told(format!(
-                        "{:>12.6} {} => {}",
-                        (now.0 - at) as f64 / 1e9,
-                        why.unwrap_or_default(),
-                        outbox_in_words(&out)
-                    ));
+                    told(format!("{:>12.6} {} => {}", done.span_ns as f64 / 1e9, step.words, outbox_in_words(&out)));
                 }
                 let got = outbox_digest(&out);
                 if got != outbox {
-                    done.difference = Some(format!(
+                    return Ok(done.clone().differs(format!(
                         "step {} at {} ns: expected outbox {outbox:032x}, got {got:032x}: {}",
                         done.steps + 1,
-                        now.0,
+                        step.now.0,
                         outbox_in_words(&out)
-                    ));
-                    return Ok(done);
+                    )));
                 }
                 done.steps += 1;
-                done.events += given as u64;
+                done.events += step.given as u64;
             }
             Frame::State { digest } => {
-                let node = node.as_ref().ok_or_else(|| format!("{name}: a state before the start"))?;
+                let Some(node) = node.as_ref() else { continue };
                 let got = node.digest();
                 if got != digest {
-                    done.difference =
-                        Some(format!("state after step {}: expected {digest:032x}, got {got:032x}", done.steps));
-                    return Ok(done);
+                    let steps = done.steps;
+                    return Ok(
+                        done.differs(format!("state after step {steps}: expected {digest:032x}, got {got:032x}"))
+                    );
                 }
                 done.states += 1;
             }
         }
     }
-    if node.is_none() {
-        return Err(format!("{name}: the recording holds no start"));
+    if node.is_none() && told.is_none() {
+        return Err(format!(
+            "{name}: the recording holds no state from which a replay could begin; `icesim show` tells what the node was given"
+        ));
     }
-    done.cut = reader.end().map(|e| format!("{e:?}")).filter(|e| e != "Whole");
+    done.unanswered = pending.map(|p| p.words);
+    done.cut = frames.reader.end().map(|e| format!("{e:?}")).filter(|e| e != "Whole");
     Ok(done)
+}
+
+impl Replayed {
+    fn differs(mut self, how: String) -> Replayed {
+        self.difference = Some(how);
+        self
+    }
+}
+
+struct Frames {
+    name: String,
+    reader: FrameReader<std::io::BufReader<std::fs::File>>,
+    at: u64,
+}
+
+impl Frames {
+    fn next(&mut self) -> Result<Option<Frame>, String> {
+        let (name, at) = (&self.name, self.at);
+        self.at += 1;
+        match self.reader.next_frame() {
+            Ok(Some(bytes)) => wire::decode(&bytes).map(Some).map_err(|e| format!("{name}: frame {at}: {e}")),
+            Ok(None) => Ok(None),
+            Err(e) => Err(format!("{name}: {e}")),
+        }
+    }
+}
+
+fn format_is(name: &std::path::Display<'_>, format: u32) -> Result<(), String> {
+    if format == FORMAT { Ok(()) } else { Err(format!("{name}: trace format {format}, this program reads {FORMAT}")) }
 }
 
 /// Writes frames as a recording.

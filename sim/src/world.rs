@@ -14,6 +14,7 @@ use ice_core::action::{Io, Notice, Outbox, Reply, Send};
 use ice_core::config::{Config, Ending};
 use ice_core::event::{Ack, Admin, Batch, Event, IoError, IoResult, LinkEvent, Request};
 use ice_core::ids::{Incarnation, IoToken, OpToken, ReplicaId};
+use ice_core::limits::EVENTS_PER_STEP_MAX;
 use ice_core::message::Message;
 use ice_core::node::Node;
 use ice_core::op::Payload;
@@ -365,31 +366,32 @@ impl World {
         }
         let mut out = std::mem::take(&mut p.out);
         clear(&mut out);
-        let given: Option<Batch> = (p.twin.is_some() || p.tape.is_some()).then(|| p.inbox.clone());
-        let before = p.inbox.len();
+        let given: Option<Batch> = p.twin.is_some().then(|| p.inbox.clone());
+        if let Some(tape) = &mut p.tape {
+            let events = p.inbox.iter().take(EVENTS_PER_STEP_MAX).cloned().collect();
+            tape.push(Frame::Step { now, events });
+        }
         p.node.step(now, &mut p.inbox, &mut out);
         p.steps += 1;
-        let taken = before - p.inbox.len().min(before);
         let check = p.steps.is_multiple_of(digest_every);
         let mut wrong = None;
-        if let Some(mut given) = given {
-            if let Some(twin) = &mut p.twin {
-                let (mut batch, mut other) = (given.clone(), Outbox::default());
-                twin.step(now, &mut batch, &mut other);
-                if other != out {
-                    wrong = Some(format!("n{}: the same events gave another outbox:\n {out:?}\n {other:?}", n + 1));
-                } else if batch != p.inbox {
-                    wrong = Some(format!("n{}: the same events left another batch", n + 1));
-                } else if check && twin.digest() != p.node.digest() {
-                    wrong = Some(format!("n{}: the same events gave another state", n + 1));
-                }
+        if let Some(given) = given
+            && let Some(twin) = &mut p.twin
+        {
+            let (mut batch, mut other) = (given, Outbox::default());
+            twin.step(now, &mut batch, &mut other);
+            if other != out {
+                wrong = Some(format!("n{}: the same events gave another outbox:\n {out:?}\n {other:?}", n + 1));
+            } else if batch != p.inbox {
+                wrong = Some(format!("n{}: the same events left another batch", n + 1));
+            } else if check && twin.digest() != p.node.digest() {
+                wrong = Some(format!("n{}: the same events gave another state", n + 1));
             }
-            if let Some(tape) = &mut p.tape {
-                given.truncate(taken);
-                tape.push(Frame::Step { now, events: given, outbox: outbox_digest(&out) });
-                if check {
-                    tape.push(Frame::State { digest: p.node.digest() });
-                }
+        }
+        if let Some(tape) = &mut p.tape {
+            tape.push(Frame::Answer { outbox: outbox_digest(&out) });
+            if check {
+                tape.push(Frame::State { digest: p.node.digest() });
             }
         }
         if let Some(text) = wrong {

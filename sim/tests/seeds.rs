@@ -86,8 +86,8 @@ fn a_recorded_node_replays_bit_for_bit() {
     let (name, frames) = &outcome.tapes[0];
     let mut wrong = frames.clone();
     let at = wrong.len() / 2;
-    if let Some(ice_core::trace::Frame::Step { outbox, .. }) =
-        wrong[at..].iter_mut().find(|f| matches!(f, ice_core::trace::Frame::Step { .. }))
+    if let Some(ice_core::trace::Frame::Answer { outbox }) =
+        wrong[at..].iter_mut().find(|f| matches!(f, ice_core::trace::Frame::Answer { .. }))
     {
         *outbox ^= 1;
     }

@@ -4,12 +4,13 @@
 //! `phi = elapsed / (mean * ln 10)`: the number of nines of confidence that the peer is gone.
 
 use crate::time::{Instant, Span};
+use serde::{Deserialize, Serialize};
 
 /// Intervals that the mean is taken over.
 const WINDOW: u64 = 32;
 
 /// What is known about the arrival of a peer's signs of life.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Phi {
     last: Instant,
     /// Moving average of the interval, in nanoseconds. Never below `floor`.

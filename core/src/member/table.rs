@@ -12,6 +12,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// Silence that makes a member suspect, in phi.
 const PHI_SUSPECT: u64 = 3;
@@ -53,7 +54,7 @@ pub(crate) enum Effect {
 }
 
 /// One other member.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Peer {
     pub(crate) info: MemberInfo,
     pub(crate) link: Option<LinkId>,
@@ -66,7 +67,7 @@ pub(crate) struct Peer {
     next_url: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Link {
     dialled: Option<String>,
     peer: Option<ReplicaId>,
@@ -76,7 +77,7 @@ struct Link {
     beat_at: Instant,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum Way {
     Idle,
     Dialling(Instant),
@@ -84,7 +85,7 @@ enum Way {
     Own,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Address {
     way: Way,
     next: Instant,
@@ -96,7 +97,7 @@ struct Address {
 }
 
 /// The table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Members {
     pub(crate) me: MemberInfo,
     pub(crate) peers: BTreeMap<ReplicaId, Peer>,

@@ -9,6 +9,7 @@ use crate::op::{ContentDigest, Payload};
 use crate::time::{Hlc, Instant, Span, Stamp};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// After every member failed to deliver, they are asked again after this.
 const RETRY_AFTER: Span = Span::ms(500);
@@ -16,14 +17,14 @@ const RETRY_AFTER: Span = Span::ms(500);
 const NEEDED_MAX: usize = 4096;
 
 /// Where a version's bytes are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum Hand {
     Payload(Payload),
     Staged,
 }
 
 /// A version that is wanted and not at hand.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Need {
     size: u64,
     digest: ContentDigest,
@@ -54,7 +55,7 @@ pub(crate) struct Start {
 }
 
 /// The state of all content.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Content {
     at_hand: BTreeMap<(InodeId, Stamp), Hand>,
     needs: BTreeMap<(InodeId, Stamp), Need>,

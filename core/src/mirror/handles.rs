@@ -3,9 +3,10 @@
 use crate::ids::PayloadId;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// All handles that the core holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Handles {
     counts: BTreeMap<PayloadId, u32>,
     free: Vec<PayloadId>,

@@ -11,6 +11,7 @@ use crate::op::{Op, OpBody};
 use crate::time::{Hlc, Stamp};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// Inline payloads kept for members that lag, in bytes.
 const RETAINED_PAYLOAD_BYTES: u64 = 64 * 1024 * 1024;
@@ -18,7 +19,7 @@ const RETAINED_PAYLOAD_BYTES: u64 = 64 * 1024 * 1024;
 const ORIGINS_MAX: usize = 4096;
 
 /// One origin's operations.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Origin {
     /// The last known one.
     pub(crate) known: (u64, Hlc),
@@ -32,7 +33,7 @@ pub(crate) struct Origin {
 }
 
 /// All origins.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct History {
     origins: BTreeMap<ReplicaId, Origin>,
     kept: usize,

@@ -8,12 +8,13 @@ use crate::op::Op;
 use crate::time::{Instant, Span};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// Operations that a peer does not acknowledge for so long are sent again.
 pub(crate) const RESEND_AFTER: Span = Span::ms(1500);
 
 /// One connected member.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Outgoing {
     /// Our operations: sent up to here.
     pub(crate) sent: u64,

@@ -11,12 +11,13 @@ use crate::ids::{InodeId, ReplicaId};
 use crate::message::Frontier;
 use crate::time::{Instant, Span};
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// A round that makes no progress for so long is given up and begun anew.
 const STALL: Span = Span::s(5);
 
 /// A round that this node drives.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Round {
     pub(crate) number: u64,
     pub(crate) from: ReplicaId,
@@ -39,7 +40,7 @@ impl Round {
 }
 
 /// A bucket that this node is sending to somebody.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Serving {
     pub(crate) to: ReplicaId,
     pub(crate) round: u64,

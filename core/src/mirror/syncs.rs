@@ -5,9 +5,10 @@ use crate::ids::OpToken;
 use crate::time::{Instant, Span};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// One waiting request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Waiter {
     /// Everything of ours up to this number.
     pub(crate) seq: u64,
@@ -25,7 +26,7 @@ pub(crate) struct Copy {
 }
 
 /// All of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Syncs {
     waiting: BTreeMap<OpToken, Waiter>,
 }

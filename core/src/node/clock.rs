@@ -3,8 +3,9 @@
 use crate::ids::ReplicaId;
 use crate::limits::CLOCK_AHEAD_MAX_NS;
 use crate::time::{Hlc, Stamp};
+use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Clock {
     last: Hlc,
     pub(crate) wall_ns: u64,

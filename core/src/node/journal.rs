@@ -6,6 +6,7 @@ use crate::time::{Hlc, Instant, Span};
 use crate::tree::Put;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// Operations that nobody waits for are made durable after this at the latest.
 pub(crate) const LAZY_SYNC: Span = Span::ms(20);
@@ -13,7 +14,7 @@ pub(crate) const LAZY_SYNC: Span = Span::ms(20);
 const CHECKPOINT_RETRY: Span = Span::s(2);
 
 /// The log lane as the core sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Journal {
     /// Number of the next record.
     pub(crate) next: u64,
@@ -35,7 +36,7 @@ pub(crate) struct Journal {
 }
 
 /// Progress of the checkpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     /// The record with which the next log begins, and what was known then. `None`: no checkpoint is being written.
     pub(crate) begun: Option<(u64, Frontier)>,

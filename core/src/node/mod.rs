@@ -4,6 +4,7 @@
 mod clock;
 mod events;
 mod journal;
+mod keyframe;
 mod pump;
 mod recover;
 mod replicate;
@@ -31,6 +32,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use clock::Clock;
 use journal::Journal;
+use serde::{Deserialize, Serialize};
 
 pub use recover::Meta;
 pub use view::View;
@@ -68,6 +70,7 @@ pub use view::View;
 ///
 /// Three kinds of errors: a [`Refused`] is an answer to a caller; an [`crate::event::IoError`] or a broken link is news from the
 /// environment; an assertion is our own bug: the node stops, and its trace holds the tape.
+#[derive(Serialize, Deserialize)]
 pub struct Node {
     config: Config,
     now: Instant,
@@ -127,7 +130,7 @@ impl core::fmt::Debug for Node {
 }
 
 /// What a node keeps for a host that has not yet compared its disk with the tree after a machine crash.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Unproven {
     /// Content found in the log and the staging area: `backing` may have lost it, whatever the log says.
     versions: BTreeSet<(InodeId, Stamp)>,
@@ -136,7 +139,7 @@ struct Unproven {
 }
 
 /// A disk action in flight.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Flight {
     LogSync,
     Store { last: bool },

@@ -70,6 +70,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use model::{Entry, HeldContent, Inode, Move, Place, Removal, Seat, Tag, Xattr};
+use serde::{Deserialize, Serialize};
 use slab::{NONE, Replicas, Slab};
 
 /// Tells whether and from where the bytes of a version can be had now.
@@ -83,6 +84,7 @@ pub type Put = (Box<[u8]>, Option<Box<[u8]>>);
 const ROOT: u32 = 0;
 
 /// The namespace of one volume on one replica.
+#[derive(Serialize, Deserialize)]
 pub struct Tree {
     replicas: Replicas,
     inodes: Slab<Inode>,

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// [`Kind`] without its detail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) enum Tag {
     /// The creation is not known yet.
     Unknown,
@@ -48,6 +48,7 @@ pub(super) const PARENT: u8 = 8;
 pub(super) const XATTRS: u8 = 16;
 
 /// An inode: registers, each with the stamp of the operation that won it.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Inode {
     id: [u64; 2],
     /// Of `content`.
@@ -144,6 +145,7 @@ pub(super) const LOGGED: u8 = 32;
 pub(super) const FORGOTTEN: u8 = 64;
 
 /// An entry. Unplaced (`name` is `None`) while only a deletion of it is known.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Entry {
     id: [u64; 2],
     pub(super) name: Option<Name>,
@@ -179,7 +181,7 @@ impl Entry {
 }
 
 /// A placement.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Place {
     pub(super) stamp: Stamp,
     pub(super) parent: u32,
@@ -187,6 +189,7 @@ pub(super) struct Place {
 }
 
 /// One placement of a directory in the move log.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Move {
     pub(super) entry: u32,
     pub(super) parent: u32,
@@ -196,7 +199,7 @@ pub(super) struct Move {
 }
 
 /// Where an entry stands on disk.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) enum Seat {
     At(u32, Name),
     Limbo,
@@ -214,6 +217,7 @@ pub(super) struct HeldContent {
 pub(super) type Removal = (Stamp, Stamp);
 
 /// One extended attribute.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Xattr {
     pub(super) stamp: Stamp,
     pub(super) value: Option<Vec<u8>>,

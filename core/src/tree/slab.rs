@@ -7,6 +7,7 @@ use crate::time::{Hlc, Stamp};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::{Index, IndexMut};
+use serde::{Deserialize, Serialize};
 
 /// No slot.
 pub(super) const NONE: u32 = u32::MAX;
@@ -14,6 +15,7 @@ pub(super) const NONE: u32 = u32::MAX;
 const CHUNK: usize = 256;
 
 /// Slots of `T`. Indexing a free slot is a bug of the tree and panics.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Slab<T> {
     chunks: Vec<Vec<Option<T>>>,
     free: Vec<u32>,
@@ -78,6 +80,7 @@ impl<T> IndexMut<u32> for Slab<T> {
 }
 
 /// Replicas by a short number. Number 0 is the replica of [`Stamp::ZERO`].
+#[derive(Serialize, Deserialize)]
 pub(super) struct Replicas {
     list: Vec<ReplicaId>,
     numbers: BTreeMap<ReplicaId, u16>,
@@ -92,7 +95,7 @@ impl Default for Replicas {
 }
 
 /// A stamp in 10 bytes, meaningful with its [`Replicas`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[repr(Rust, packed(2))]
 pub(super) struct Short {
     time: u64,

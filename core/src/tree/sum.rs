@@ -11,6 +11,7 @@ use super::{ROOT, Tree};
 use crate::ids::{InodeId, Name};
 use crate::time::{Stamp, UnixTime};
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// Levels of buckets: 1, 64, 4096.
 const LEVELS: u8 = 3;
@@ -18,6 +19,7 @@ const LEVELS: u8 = 3;
 /// What is shown, and what is behind it.
 pub(super) type Hashes = (u128, u128);
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct Sums {
     shown: u128,
     levels: [Vec<u128>; LEVELS as usize],

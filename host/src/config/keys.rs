@@ -1,6 +1,6 @@
 //! The table of keys.
 
-use super::{BindAddr, Config, RuntimeKind, Secret, TlsFiles};
+use super::{BindAddr, Config, RuntimeKind, Secret, TRACE_RING_MAX_BYTES, TRACE_RING_MIN_BYTES, TlsFiles};
 use crate::duration::GoDuration;
 use ice_core::event::Ack;
 use ice_core::limits;
@@ -74,6 +74,7 @@ const KEYS: &[KeyInfo] = keys! {
         other => return Err(format!("`{other}` is not known: use auto or off")),
     });
     "trace", "", |d, v| put(&mut d.config.trace, path(v)?);
+    "trace_ring", "16MiB", |d, v| put(&mut d.config.trace_ring, ring(v)?);
 };
 
 /// A configuration that is being put together.
@@ -209,6 +210,34 @@ fn count(v: &Value, max: u32) -> Result<u32, String> {
         other => return Err(format!("a whole number is expected, not {}", kind(other))),
     };
     u32::try_from(n.max(0)).ok().filter(|n| *n <= max).ok_or_else(|| format!("{n} is too much: at most {max}"))
+}
+
+/// Bytes: `64KiB`, `16MiB`, `1GiB`, a bare number, or 0.
+fn bytes(v: &Value) -> Result<u64, String> {
+    let text = match v {
+        Value::Number(n) => n.to_string(),
+        Value::String(s) => s.trim().to_owned(),
+        other => return Err(format!("a size like 16MiB is expected, not {}", kind(other))),
+    };
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim() {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1u64 << 30,
+        other => return Err(format!("`{other}` is no unit of size: use KiB, MiB or GiB")),
+    };
+    let n: u64 = digits.parse().map_err(|_| format!("a size like 16MiB is expected, not `{text}`"))?;
+    n.checked_mul(unit).ok_or_else(|| format!("{text} is too much"))
+}
+
+fn ring(v: &Value) -> Result<usize, String> {
+    let n = bytes(v)?;
+    let (least, most) = (TRACE_RING_MIN_BYTES as u64, TRACE_RING_MAX_BYTES as u64);
+    if n != 0 && !(least..=most).contains(&n) {
+        return Err(format!("{n} bytes: at least {} MiB, at most {} MiB, or 0 for none", least >> 20, most >> 20));
+    }
+    Ok(n as usize)
 }
 
 fn ack(v: &Value) -> Result<Ack, String> {

@@ -18,6 +18,10 @@ use std::time::Duration;
 pub const DEFAULT_PATH: &str = "/opt/icewarp/icecluster/config.yml";
 /// Largest configuration file.
 pub const FILE_MAX_BYTES: u64 = 1_000_000;
+/// Least `trace_ring` other than 0: a tape needs room for a state of a small tree and for steps.
+pub const TRACE_RING_MIN_BYTES: usize = 1 << 20;
+/// Largest `trace_ring`.
+pub const TRACE_RING_MAX_BYTES: usize = 1 << 30;
 /// The port of a peer that is named without scheme and port.
 pub const DEFAULT_PORT: u16 = 9000;
 
@@ -114,6 +118,8 @@ pub struct Config {
     pub runtime: RuntimeKind,
     /// Where to record everything that goes into the core; `None`: nowhere.
     pub trace: Option<PathBuf>,
+    /// Bytes of memory for the recording of the last steps; 0: none.
+    pub trace_ring: usize,
     /// Threads that serve the mount; 0: as many as processors, 2 to 8.
     pub fuse_threads: usize,
     /// Let the kernel read and map backing files by itself where it can (`auto`), or never (`off`).
@@ -146,6 +152,7 @@ impl Default for Config {
             ack_timeout: Duration::from_secs(10),
             runtime: RuntimeKind::Tokio,
             trace: None,
+            trace_ring: 16 << 20,
             fuse_threads: 0,
             fuse_passthrough: true,
         }

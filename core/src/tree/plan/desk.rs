@@ -9,12 +9,13 @@ use crate::tree::model::Seat;
 use crate::tree::{Ticket, Version};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// Transfers asked for and not answered.
 pub(super) const NEEDS_MAX: usize = 64;
 
 /// A piece of work.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(in crate::tree) enum Work {
     /// Where an entry stands.
     Entry(u32),
@@ -25,7 +26,7 @@ pub(in crate::tree) enum Work {
 }
 
 /// Why work is parked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(in crate::tree) enum Park {
     /// Bytes were asked for.
     Bytes,
@@ -38,7 +39,7 @@ pub(in crate::tree) enum Park {
 }
 
 /// What an action in flight does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) enum What {
     Make,
     Link,
@@ -51,7 +52,7 @@ pub(super) enum What {
 }
 
 /// An action in flight.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Flight {
     pub(super) what: What,
     pub(super) work: Work,
@@ -70,7 +71,7 @@ pub(super) struct Flight {
 }
 
 /// Bytes of a losing version that were given a name of their own, to be published.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(in crate::tree) struct Kept {
     pub(in crate::tree) inode: u32,
     pub(in crate::tree) version: Version,
@@ -82,7 +83,7 @@ pub(in crate::tree) struct Kept {
 }
 
 /// The books.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(in crate::tree) struct Desk {
     ready: BTreeSet<Work>,
     waiting: BTreeSet<(u32, Work)>,
