@@ -176,7 +176,7 @@ impl Shared {
         }
         match (opened, slot.take()) {
             (Ok(o), Some(reply)) => {
-                let Admitted { flags, backing } = self.opens.admit(ino, &o, writable(flags), &reply);
+                let Admitted { flags, backing } = self.opens.admit(ino, &o, flags, &reply);
                 self.opened(Handle::File(o.fh));
                 match backing {
                     Some(id) => reply.opened_passthrough(FileHandle(o.fh), flags, &id),
@@ -188,10 +188,6 @@ impl Shared {
             (Err(_), None) => {}
         }
     }
-}
-
-fn writable(flags: i32) -> bool {
-    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 fn caller(req: &Request) -> Caller {
@@ -462,7 +458,7 @@ impl Filesystem for IceFs {
         let mark = self.mark();
         let mode = mode & 0o7777 & !(umask & 0o777);
         match self.vfs().create(caller(req), parent.0, name, mode, flags & OPEN_FLAGS) {
-            Ok((st, o)) => self.created(mark, parent.0, st, o, writable(flags), reply),
+            Ok((st, o)) => self.created(mark, parent.0, st, o, flags, reply),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -470,14 +466,16 @@ impl Filesystem for IceFs {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // The kernel names the owner of locks where it reads for a process, not where it fills its page cache.
+        let stray = self.shared.opens.strays(ino.0, lock_owner.is_none());
         BUFFER.with_borrow_mut(|buf| {
             // The kernel asks for at most MAX_WRITE or its readahead; fuser's own limit is 16 MiB.
             let size = (size as usize).min(16 << 20);
@@ -489,6 +487,9 @@ impl Filesystem for IceFs {
                 Err(e) => reply.error(errno(e)),
             }
         });
+        if stray {
+            self.shared.queue.push([Item::Inode { ino: ino.0, data: true }].into_iter(), false);
+        }
     }
 
     fn write(
@@ -770,13 +771,13 @@ impl Filesystem for IceFs {
 }
 
 impl IceFs {
-    fn created(&self, mark: Mark, parent: u64, st: Stat, o: Opened, writable: bool, reply: ReplyCreate) {
+    fn created(&self, mark: Mark, parent: u64, st: Stat, o: Opened, flags: i32, reply: ReplyCreate) {
         let Some(attr) = file_attr(&st) else {
             self.vfs().release(o.fh);
             self.vfs().forget(st.ino, 1);
             return reply.error(Errno::EIO);
         };
-        let Admitted { flags, backing } = self.shared.opens.admit(st.ino, &o, writable, &reply);
+        let Admitted { flags, backing } = self.shared.opens.admit(st.ino, &o, flags, &reply);
         self.shared.opened(Handle::File(o.fh));
         self.shared.opens.told(st.ino, st.mtime);
         self.shared.log.answer(mark, &[parent, st.ino], |ttl| {

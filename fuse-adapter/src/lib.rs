@@ -6,10 +6,10 @@
 //! - **Caching.** Names, also those that do not exist, and attributes are cached by the kernel for a day, and directory
 //!   listings until something changes. News from `Vfs::on_stale` drops what a remote change made wrong. An answer that
 //!   was computed before such a change and leaves after it is sent with a lifetime of zero (module `stale`).
-//! - **Passthrough.** Files opened for reading are read from the backing file by the kernel itself. Files opened for
-//!   writing send their `write`s here, but their memory maps go to the backing file as well, so that all views of a file
-//!   agree. Where the kernel or a missing privilege refuses passthrough, every open uses the kernel's page cache over
-//!   requests to this process (module `opens`).
+//! - **Passthrough.** Files opened for reading are read from the backing file by the kernel itself, while those opened for
+//!   writing send their `write`s here. Files that are opened to be read and written use the kernel's page cache over requests
+//!   to this process, and so does every file where the kernel or a missing privilege refuses passthrough. All views of a file agree
+//!   (module `opens`).
 //! - **Waiting.** `fsync`, `close` and `open` may wait for other nodes. They never hold up other requests, and a process that
 //!   waits in one can be killed (module `park`).
 //! - **Locks.** `flock` and `fcntl` locks are kept by the local kernel.

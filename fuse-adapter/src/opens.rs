@@ -3,14 +3,19 @@
 //! The kernel allows one mode per inode at a time: either all its opens are passthrough, with one backing file, or none is.
 //! Mixing them gives `EIO`. So the first open chooses and later ones follow until the last is released.
 //!
-//! | opened | passthrough works | it does not |
-//! |---|---|---|
-//! | to read | `PASSTHROUGH`: reads and maps of the backing file | page cache, kept over closes |
-//! | to write | `PASSTHROUGH` and `DIRECT_IO`: reads and writes come here, maps go to the backing file | page cache, written through |
-//! | a replaced backing file, while the old is open | as "to write", mapped to the old file | `DIRECT_IO` |
+//! | first opened | mode | further opens to read | to write |
+//! |---|---|---|---|
+//! | to read, or to write | passthrough | `PASSTHROUGH`: reads and maps of the backing file | and `DIRECT_IO`: reads and writes come here, maps go to the backing file |
+//! | to read and write, or where passthrough does not work | page cache | page cache | page cache, written through |
+//! | while another backing file of this number is open | none | `DIRECT_IO` | `DIRECT_IO` |
 //!
-//! Stores into shared maps of a backing file do not pass here, so the kernel may show old times afterwards.
-//! [`OpenTable::stored`] finds this out by comparing what the kernel was last told with the file.
+//! Who can both read and write a file can store into a shared map of it, and databases do nothing else with their files: in the
+//! page cache their reads cost no request, and their stores come here as writes, so that it is known which bytes changed.
+//!
+//! If such a file was open in passthrough before, its maps are those of the backing file. Stores then do not pass here, and
+//! two things have to be mended. The kernel may show old times: [`OpenTable::stored`] finds this out by comparing what the
+//! kernel was last told with the file. And `splice` and `sendfile` from such a descriptor fill the page cache all the same, which
+//! no store changes: [`OpenTable::strays`] tells which reads did so, and the pages are dropped again.
 
 use fuser::{BackingId, FopenFlags, ReplyCreate, ReplyOpen};
 use ice_host::vfs::Opened;
@@ -112,29 +117,36 @@ impl OpenTable {
         self.shards[at as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an open and says how to answer it.
-    pub(crate) fn admit(&self, ino: u64, opened: &Opened, writable: bool, reply: &impl Backer) -> Admitted {
+    /// Counts an open with these `O_...` flags and says how to answer it.
+    pub(crate) fn admit(&self, ino: u64, opened: &Opened, flags: i32, reply: &impl Backer) -> Admitted {
+        let access = flags & libc::O_ACCMODE;
+        let writable = access != libc::O_RDONLY;
         let identity = rustix::fs::fstat(&opened.file).ok().map(|st| (st.st_dev, st.st_ino));
         // Held over the registration, so that two first opens do not register two backing files.
         let mut shard = self.shard(ino);
-        let (inode, same) = match shard.entry(ino) {
+        let (inode, same, first) = match shard.entry(ino) {
             Entry::Occupied(e) => {
                 let inode = e.into_mut();
                 let same = opened.shared && identity.is_some() && identity == inode.identity;
                 inode.opens += 1;
-                (inode, same)
+                (inode, same, false)
             }
             Entry::Vacant(e) => {
-                let mode = if opened.shared { self.choose(opened, reply) } else { Mode::Direct };
+                let mode = match (opened.shared, access) {
+                    (false, _) => Mode::Direct,
+                    (true, libc::O_RDWR) => Mode::Cached,
+                    (true, _) => self.choose(opened, reply),
+                };
                 let file = Arc::clone(&opened.file);
-                (e.insert(OpenInode { opens: 1, mode, file, identity, told: None }), opened.shared)
+                (e.insert(OpenInode { opens: 1, mode, file, identity, told: None }), opened.shared, true)
             }
         };
         let mut flags = match (&inode.mode, same) {
             (Mode::Passthrough(_), true) if !writable => FopenFlags::FOPEN_PASSTHROUGH,
             (Mode::Passthrough(_), _) => FopenFlags::FOPEN_PASSTHROUGH | FopenFlags::FOPEN_DIRECT_IO,
-            (Mode::Cached, true) if !self.used.load(Ordering::SeqCst) => FopenFlags::FOPEN_KEEP_CACHE,
-            (Mode::Cached, true) => FopenFlags::empty(),
+            // What was cached before may be older than what passthrough wrote since. While it is open nothing passes by.
+            (Mode::Cached, true) if first && self.used.load(Ordering::SeqCst) => FopenFlags::empty(),
+            (Mode::Cached, true) => FopenFlags::FOPEN_KEEP_CACHE,
             (Mode::Cached, false) | (Mode::Direct, _) => FopenFlags::FOPEN_DIRECT_IO,
         };
         if !writable {
@@ -221,6 +233,11 @@ impl OpenTable {
         }
         inode.told = None;
         true
+    }
+
+    /// Whether a read for the page cache came in passthrough mode: from `splice`, which knows no other way.
+    pub(crate) fn strays(&self, ino: u64, for_page_cache: bool) -> bool {
+        for_page_cache && self.shard(ino).get(&ino).is_some_and(|inode| matches!(inode.mode, Mode::Passthrough(_)))
     }
 
     /// All inodes that are open now.

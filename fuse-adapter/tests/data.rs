@@ -204,6 +204,7 @@ fn times_show_stores_into_a_map() {
     if let Some(why) = f.mount().passthrough_refused() {
         panic!("this test needs passthrough: {why}");
     }
+    let first = through_to_backing(&f, "m");
     let file = rw(&f.at("m"));
     file.write_all_at(&[0; 4096], 0).unwrap();
     let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000);
@@ -222,8 +223,90 @@ fn times_show_stores_into_a_map() {
     assert_eq!(stat(), old);
     map.put(2, b"y");
     assert_ne!(truth(), old);
-    drop((map, file));
+    drop((map, file, first));
     support::eventually("closing shows it", || stat() == truth());
+}
+
+/// A new file that is open to be read: the kernel then maps the backing file for all who open it later, too.
+fn through_to_backing(f: &Fixture, name: &str) -> File {
+    fs::write(f.at(name), "").unwrap();
+    let held = File::open(f.at(name)).unwrap();
+    assert_eq!(f.mount().passthrough_refused(), None, "this test needs passthrough");
+    held
+}
+
+/// The first bytes of a file on the way of `sendfile`, which goes through the kernel's page cache.
+fn sent(file: &File, len: usize) -> Vec<u8> {
+    let mut out: File = tempfile::tempfile().unwrap();
+    let mut at = 0;
+    while at < len as u64 {
+        let left = len - at as usize;
+        let n = rustix::fs::sendfile(&out, file, Some(&mut at), left).unwrap();
+        assert!(n > 0);
+    }
+    let mut all = Vec::new();
+    out.rewind().unwrap();
+    out.read_to_end(&mut all).unwrap();
+    all
+}
+
+#[test]
+fn what_is_stored_into_a_map_is_what_is_sent_and_copied() {
+    both(|f| {
+        let file = rw(&f.at("m"));
+        file.write_all_at(&[b'.'; 8192], 0).unwrap();
+        let map = Map::new(&file, 8192);
+        for round in 0..20u8 {
+            map.put(usize::from(round) * 100, &[b'a' + round]);
+            let wanted: Vec<u8> = (0..8192).map(|i| map.get(i)).collect();
+            assert!(sent(&file, 8192) == wanted, "sent, round {round}");
+            assert!(sent(&File::open(f.at("m")).unwrap(), 8192) == wanted, "sent by a reader, round {round}");
+            let copy = rw(&f.at("copy"));
+            let (mut from, mut to) = (0, 0);
+            while from < 8192 {
+                let n = rustix::fs::copy_file_range(&file, Some(&mut from), &copy, Some(&mut to), 8192).unwrap();
+                assert!(n > 0);
+            }
+            assert!(fs::read(f.at("copy")).unwrap() == wanted, "copied, round {round}");
+        }
+    });
+}
+
+#[test]
+fn pages_that_splice_left_behind_are_dropped() {
+    if !can_mount() {
+        return;
+    }
+    let f = Fixture::new(Passthrough::Auto);
+    let _first = through_to_backing(&f, "m");
+    let file = rw(&f.at("m"));
+    file.write_all_at(&[b'.'; 4096], 0).unwrap();
+    let map = Map::new(&file, 4096);
+    for round in 0..5u8 {
+        map.put(0, &[b'a' + round]);
+        support::eventually("the store is sent", || sent(&file, 4096)[0] == b'a' + round);
+    }
+}
+
+#[test]
+fn a_database_is_read_from_the_page_cache() {
+    both(|f| {
+        let file = rw(&f.at("db"));
+        file.write_all_at(&[1; 65536], 0).unwrap();
+        let mut page = [0; 8192];
+        file.read_exact_at(&mut page, 8192).unwrap();
+        f.vfs.take_counts();
+        for _ in 0..50 {
+            file.read_exact_at(&mut page, 8192).unwrap();
+        }
+        // By another who opens it meanwhile, too.
+        rw(&f.at("db")).read_exact_at(&mut page, 8192).unwrap();
+        assert_eq!(f.vfs.counted(&["read"]), 0);
+        // One page is changed: one write, and what is read is what was written.
+        file.write_all_at(&[2; 8192], 8192).unwrap();
+        file.read_exact_at(&mut page, 8192).unwrap();
+        assert_eq!((page[0], f.vfs.counted(&["write"])), (2, 1));
+    });
 }
 
 #[test]

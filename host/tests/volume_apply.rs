@@ -479,3 +479,50 @@ fn other_adapters_are_told_of_what_one_changes() {
     rig.volume.stale_told();
     assert_eq!(rig.stale.lock().unwrap().as_slice(), [], "the cache's own adapter needs no news of itself");
 }
+
+#[test]
+fn a_directory_keeps_the_times_that_were_set_after_what_comes_late() {
+    let rig = rig();
+    rig.mkdir("d");
+    let d = rig.inode("d");
+    let f = rig.remote_make("d", "f", Kind::File, attrs(0o644));
+    let early = [rig.mint_remote(), rig.mint_remote(), rig.mint_remote()];
+    rig.remote_attr(d, Attr::Times { atime: time(7, 8), mtime: time(9, 10) });
+    rig.quiet();
+    let mtime = || {
+        let st = fs::metadata(rig.path("d")).unwrap();
+        (st.mtime(), st.mtime_nsec())
+    };
+    assert_eq!(mtime(), (9, 10));
+    // What was made and removed there before, and the bytes of a file, come late.
+    let entry = |base: &str| EntryId::derive(d, &name(base), &Kind::File, 0);
+    let place = |base: &str| {
+        let make = Some(Box::new(ice_core::op::Make { kind: Kind::File, attrs: attrs(0o644) }));
+        OpBody::Place { entry: entry(base), inode: entry(base).first_inode(), parent: d, name: name(base), make }
+    };
+    rig.core.tree(|t| t.integrate(early[0], &place("late")));
+    rig.core.tree(|t| t.integrate(early[1], &place("gone")));
+    rig.core.pump();
+    rig.quiet();
+    assert_eq!((rig.list("d"), mtime()), (vec!["f".into(), "gone".into(), "late".into()], (9, 10)));
+    rig.core.tree(|t| t.integrate(early[2], &OpBody::Remove { entry: entry("gone"), saw: Stamp::ZERO }));
+    rig.core.pump();
+    rig.remote_content(f, Stamp::ZERO, b"bytes");
+    rig.quiet();
+    assert_eq!((rig.list("d"), mtime()), (vec!["f".into(), "late".into()], (9, 10)));
+    // What is newer than the times moves them, so that programs look again.
+    rig.remote_make("d", "new", Kind::File, attrs(0o644));
+    rig.quiet();
+    assert!(mtime() > (1_000_000, 0), "{:?}", mtime());
+    // New bytes of a file never do.
+    rig.remote_attr(d, Attr::Times { atime: time(7, 8), mtime: time(11, 12) });
+    rig.quiet();
+    rig.remote_content(f, rig.held(f), b"other bytes");
+    rig.quiet();
+    assert_eq!((rig.read("d/f"), mtime()), (b"other bytes".to_vec(), (11, 12)));
+    let entry = entry("late");
+    rig.core.remote(OpBody::Remove { entry, saw: Stamp::ZERO });
+    rig.quiet();
+    assert!(mtime() > (1_000_000, 0), "{:?}", mtime());
+    rig.assert_agree();
+}

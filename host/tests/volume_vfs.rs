@@ -262,6 +262,18 @@ fn unlinked_but_open() {
 }
 
 #[test]
+fn a_directory_that_was_removed_while_it_is_open() {
+    let rig = Rig::new();
+    let ino = rig.mkdir("d").ino;
+    let fh = rig.volume.opendir(ino).unwrap();
+    rig.volume.rmdir(1, std::ffi::OsStr::new("d")).unwrap();
+    let st = rig.volume.getattr(ino, None).unwrap();
+    assert_eq!((st.ino, st.nlink), (ino, 0));
+    rig.volume.releasedir(fh);
+    assert_eq!(rig.volume.getattr(ino, None).unwrap_err(), rustix::io::Errno::STALE);
+}
+
+#[test]
 fn a_file_without_a_name_can_get_one() {
     let rig = Rig::new();
     let (st, file) = rig.volume.tmpfile(ROOT, 1, 0o640, libc::O_RDWR).unwrap();

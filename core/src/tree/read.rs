@@ -4,6 +4,7 @@ use super::model::*;
 use super::{Child, InodeInfo, Listed, ROOT, Tree};
 use crate::action::Spot;
 use crate::ids::{EntryId, InodeId, Name};
+use crate::time::{Stamp, UnixTime};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -81,6 +82,17 @@ impl Tree {
             witness: self.inodes[i].witness,
             nlink: self.entries_of(i).into_iter().filter(|e| self.is_seated(*e)).count() as u32,
         })
+    }
+
+    /// The times (access, modification) of a directory, if they were set after `inode` got or lost its last name: to put it there,
+    /// or to take it away, late must then leave them as they are. `None` as well where one of the two is not known.
+    pub fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)> {
+        let (d, i) = (self.inode_of(dir)?, self.inode_of(inode)?);
+        let gone = |e: &u32| self.removed.get(e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
+        let last = |e: u32| self.stamp(self.entries[e].place).max(gone(&e));
+        let named = self.entries_of(i).into_iter().map(last).max()?;
+        let node = &self.inodes[d];
+        (self.stamp(node.times_at) > named).then(|| (node.atime(), node.mtime()))
     }
 
     /// Its newest extended attributes, by name.

@@ -122,7 +122,10 @@ impl Shared {
             let _ns = self.lock_ns();
             let outcome = match &made {
                 Err(e) => Err(*e),
-                Ok(made) => self.act(apply, made.as_ref()),
+                Ok(made) => {
+                    let times = self.dir_times(apply);
+                    self.act(apply, made.as_ref()).inspect(|_| self.keep_dir_times(times))
+                }
             };
             let (result, stale, places) = match outcome {
                 Ok(done) => (IoResult::Applied(done.witness), done.stale, done.places),

@@ -64,6 +64,17 @@ impl Shared {
     }
 
     pub(crate) fn do_getattr(&self, ino: u64, fh: Option<u64>) -> Result<Stat> {
+        match self.attributes(ino, fh) {
+            // A directory that was removed while somebody has it open.
+            Err(Errno::STALE) => match self.open_dir(ino) {
+                Some(dir) => Ok(self.shown_stat(&dir.stat()?, ino)),
+                None => Err(Errno::STALE),
+            },
+            r => r,
+        }
+    }
+
+    fn attributes(&self, ino: u64, fh: Option<u64>) -> Result<Stat> {
         // The common case without opening anything.
         if fh.is_none() && self.opens.get(ino).is_none_or(|o| o.state().files.is_empty()) {
             let place = self.place(ino)?;

@@ -34,6 +34,9 @@ struct Line {
 }
 
 impl DirHandle {
+    pub(crate) fn stat(&self) -> Result<Raw> {
+        rustix::fs::fstat(&*self.fd.lock().unwrap_or_else(PoisonError::into_inner))
+    }
     pub(crate) fn sync(&self) -> Result<()> {
         rustix::fs::fsync(&*self.fd.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -63,6 +66,12 @@ impl Shared {
 
     pub(crate) fn dir_handle(&self, fh: u64) -> Result<Arc<DirHandle>> {
         self.dir_handles.read().unwrap_or_else(PoisonError::into_inner).get(&fh).cloned().ok_or(Errno::BADF)
+    }
+
+    /// An open directory by its number.
+    pub(crate) fn open_dir(&self, ino: u64) -> Option<Arc<DirHandle>> {
+        let handles = self.dir_handles.read().unwrap_or_else(PoisonError::into_inner);
+        handles.values().find(|h| base_ino(h.inode) == ino).cloned()
     }
 
     pub(crate) fn do_releasedir(&self, fh: u64) {

@@ -26,6 +26,7 @@ mod apply;
 mod calls;
 mod create;
 mod data;
+mod dir_times;
 mod dirs;
 mod extents;
 mod hidden;

@@ -5,7 +5,7 @@ use crate::payload::PayloadPool;
 use ice_core::action::{Refused, Spot};
 use ice_core::event::{Ack, Change, IoResult};
 use ice_core::ids::{EntryId, InodeId, IoToken, Name};
-use ice_core::time::Stamp;
+use ice_core::time::{Stamp, UnixTime};
 use ice_core::tree::{Child, InodeInfo, Tree};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub trait Names {
     fn limbo(&self) -> Vec<(EntryId, InodeId)>;
     /// Staged bytes of this version may still be asked for.
     fn wants(&self, inode: InodeId, version: Stamp) -> bool;
+    /// The times (access, modification) of a directory, if they were set after `inode` got or lost its last name.
+    fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)>;
     /// The extended attributes of an inode.
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)>;
 }
@@ -91,6 +93,9 @@ impl Names for Tree {
     }
     fn wants(&self, inode: InodeId, version: Stamp) -> bool {
         Tree::wants(self, inode, version)
+    }
+    fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)> {
+        Tree::times_set_after(self, dir, inode)
     }
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)> {
         Tree::xattrs(self, inode)
