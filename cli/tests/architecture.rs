@@ -3,7 +3,6 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 
 struct Dependency {
     from: String,
@@ -18,11 +17,9 @@ fn root() -> &'static Path {
 
 fn dependencies() -> Vec<Dependency> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let out = Command::new(cargo)
-        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
-        .current_dir(root())
-        .output()
-        .unwrap();
+    let mut command = ice_testing::command(cargo);
+    command.args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).current_dir(root());
+    let out = ice_testing::output(&mut command);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let metadata: Value = serde_json::from_slice(&out.stdout).unwrap();
     let mut all = vec![];
@@ -42,7 +39,7 @@ fn dependencies() -> Vec<Dependency> {
 /// What each crate may use of the others. The program crate wires everything and is not limited.
 fn allowed(from: &str) -> Option<&'static [&'static str]> {
     Some(match from {
-        "ice-core" => &[],
+        "ice-core" | "ice-testing" => &[],
         "ice-host" => &["ice-core"],
         "ice-tokio" | "ice-smol" | "ice-fuse" | "ice-http" | "ice-sim" => &["ice-core", "ice-host"],
         "icecluster" => return None,
@@ -57,7 +54,8 @@ fn arrows_point_one_way() {
         ours += 1;
         let Some(allowed) = allowed(&d.from) else { continue };
         // A test may run an adapter on a real runtime.
-        let in_test = d.for_tests && matches!(d.to.as_str(), "ice-tokio" | "ice-smol") && d.from != "ice-core";
+        let in_test =
+            d.for_tests && matches!(d.to.as_str(), "ice-tokio" | "ice-smol" | "ice-testing") && d.from != "ice-core";
         assert!(allowed.contains(&d.to.as_str()) || in_test, "{} must not depend on {}", d.from, d.to);
     }
     assert!(ours > 10, "the workspace's own dependencies were not recognised");

@@ -2,8 +2,10 @@
 
 use ice_cli::daemon::{self, Handle, Running};
 use ice_host::config::Config;
+use ice_testing::Process;
+use rustix::process::Signal;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const KIND: &str = "DUMMY_NODE";
@@ -53,40 +55,37 @@ fn process() {
     std::process::exit(daemon::run(&config, start).into());
 }
 
-fn spawn(kind: &str, log: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+fn stderr_of(log: &Path) -> PathBuf {
+    log.with_file_name(format!("{}.stderr", log.file_name().unwrap().display()))
+}
+
+fn spawn(kind: &str, log: &Path) -> Process {
+    let mut command = ice_testing::command(std::env::current_exe().unwrap());
     command.args(["--exact", "process", "--nocapture"]).env(KIND, kind).env(LOG, log);
-    command.env_remove("ICECLUSTER_LOG").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.spawn().unwrap()
+    command.env_remove("ICECLUSTER_LOG").stderr(File::create(stderr_of(log)).unwrap());
+    Process::spawn(&mut command)
 }
 
 fn until_logged(log: &Path, words: &str) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !std::fs::read_to_string(log).unwrap_or_default().contains(words) {
-        assert!(Instant::now() < end, "never logged: {words}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().unwrap().success());
+    ice_testing::until(&format!("logged: {words}"), || {
+        std::fs::read_to_string(log).unwrap_or_default().contains(words)
+    });
 }
 
 /// Exit code (`None`: killed by a signal), log, standard error.
-fn end(child: Child, log: &Path) -> (Option<i32>, String, String) {
-    let out = child.wait_with_output().unwrap();
-    let log = std::fs::read_to_string(log).unwrap_or_default();
-    (out.status.code(), log, String::from_utf8(out.stderr).unwrap())
+fn end(child: Process, log: &Path) -> (Option<i32>, String, String) {
+    let status = child.wait();
+    (status.code(), std::fs::read_to_string(log).unwrap_or_default(), std::fs::read_to_string(stderr_of(log)).unwrap())
 }
 
 #[test]
 fn a_signal_stops_it_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["TERM", "INT"] {
+    for (name, signal) in [("TERM", Signal::TERM), ("INT", Signal::INT)] {
         let log = dir.path().join(name);
         let child = spawn("well", &log);
         until_logged(&log, "started");
-        signal(&child, name);
+        child.signal(signal);
         let (code, log, _) = end(child, &log);
         assert_eq!(code, Some(0));
         assert!(log.contains(&format!("SIG{name}: stopping")) && log.trim_end().ends_with("stopped"), "{log}");
@@ -99,9 +98,9 @@ fn a_second_signal_ends_a_stop_that_hangs() {
     let log = dir.path().join("log");
     let child = spawn("hangs", &log);
     until_logged(&log, "started");
-    signal(&child, "TERM");
+    child.signal(Signal::TERM);
     until_logged(&log, "hanging");
-    signal(&child, "INT");
+    child.signal(Signal::INT);
     let (code, log, _) = end(child, &log);
     assert_eq!(code, Some(1));
     assert!(log.contains("second signal"), "{log}");
@@ -114,9 +113,9 @@ fn sighup_opens_the_log_anew() {
     let child = spawn("well", &log);
     until_logged(&log, "started");
     std::fs::rename(&log, &rotated).unwrap();
-    signal(&child, "HUP");
+    child.signal(Signal::HUP);
     until_logged(&log, "log reopened");
-    signal(&child, "TERM");
+    child.signal(Signal::TERM);
     assert_eq!(end(child, &log).0, Some(0));
     assert!(!std::fs::read_to_string(rotated).unwrap().contains("reopened"));
 }
@@ -147,7 +146,7 @@ fn failures_are_one_line_and_exit_code_1() {
     let log = dir.path().join("bad");
     let child = spawn("stops badly", &log);
     until_logged(&log, "started");
-    signal(&child, "TERM");
+    child.signal(Signal::TERM);
     let (code, _, error) = end(child, &log);
     assert_eq!((code, error.as_str()), (Some(1), "icecluster: did not stop in order: the disk is gone\n"));
 }

@@ -1,56 +1,60 @@
 //! `icecluster dev` as a user runs it: real processes, real mounts where this machine has them.
 
 use ice_host::volume::HIDDEN_NAME;
+use ice_testing::{Process, mounts_below, until};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::time::Duration;
 
-/// Nothing here takes this long unless it hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+/// A cluster of these tests lives no longer.
+const CLUSTER_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 struct Dev {
-    child: Child,
+    process: Process,
     dir: PathBuf,
     nodes: Vec<Value>,
     /// Nodes started again by hand.
-    others: Vec<Child>,
+    others: Vec<Process>,
+    /// What the cluster says, and what the others say.
+    said: PathBuf,
 }
 
 fn icecluster() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_icecluster"));
+    let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icecluster"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ICECLUSTER_")) {
         command.env_remove(name);
     }
-    command.stdin(Stdio::null());
     command
 }
 
 impl Dev {
     /// Starts a cluster in `dir` and waits until it says that all nodes serve.
     fn start(dir: &Path, port: u16, args: &[&str]) -> Dev {
+        let said = ice_testing::tempdir().keep().join("said");
+        let file = fs::File::create(&said).unwrap();
         let mut command = icecluster();
         command.args(["dev", "-port", &port.to_string(), "-dir"]).arg(dir).args(args);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let said: Vec<String> = lines.by_ref().map_while(Result::ok).take_while(|l| !l.starts_with("Ctrl-C")).collect();
-        // What it says later must be read by somebody.
-        std::thread::spawn(move || lines.count());
-        if let Some(status) = child.try_wait().unwrap() {
-            panic!("it did not start: {status}\n{}", said.join("\n"));
-        }
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let process = Process::spawn_for(&mut command, CLUSTER_LIMIT);
+        until("the cluster serves", || {
+            let text = fs::read_to_string(&said).unwrap();
+            assert_eq!(process.ended(), None, "it did not start:\n{text}");
+            text.contains("Ctrl-C stops")
+        });
         let text = fs::read_to_string(dir.join("cluster.json")).unwrap();
         let summary: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(summary["pid"], child.id());
+        assert_eq!(summary["pid"], process.id());
         let nodes = summary["nodes"].as_array().unwrap().clone();
         if std::env::var_os("CI").is_some() && !args.contains(&"-no-mount") {
-            assert!(nodes.iter().all(|n| n["mount"].is_string()), "CI needs mounts:\n{}", said.join("\n"));
+            let text = fs::read_to_string(&said).unwrap();
+            assert!(nodes.iter().all(|n| n["mount"].is_string()), "CI needs mounts:\n{text}");
         }
-        Dev { child, dir: dir.to_owned(), nodes, others: vec![] }
+        Dev { process, dir: dir.to_owned(), nodes, others: vec![], said }
     }
 
     fn text(&self, i: usize, key: &str) -> &str {
@@ -62,77 +66,70 @@ impl Dev {
         self.nodes[i]["mount"].as_str().unwrap_or(self.text(i, "backing")).into()
     }
 
+    fn pid(&self, i: usize) -> Pid {
+        Pid::from_raw(self.nodes[i]["pid"].as_i64().unwrap().try_into().unwrap()).unwrap()
+    }
+
     fn kill(&self, i: usize) {
-        let pid = self.nodes[i]["pid"].as_u64().unwrap();
-        assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+        kill_process(self.pid(i), Signal::KILL).unwrap();
         // The dying process holds its lock until it is gone: starting it again before that is refused.
-        until("the killed node is gone", || {
-            fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |s| s.contains(") Z "))
-        });
+        until("the killed node is gone", || is_gone(self.pid(i)));
     }
 
     fn restart(&mut self, i: usize) {
         let mut command = icecluster();
-        command.arg("-config").arg(self.text(i, "config")).stdout(Stdio::null()).stderr(Stdio::null());
-        self.others.push(command.spawn().unwrap());
+        command.arg("-config").arg(self.text(i, "config"));
+        self.others.push(Process::spawn_for(&mut command, CLUSTER_LIMIT));
     }
 
-    fn icectl(&self, i: usize, args: &[&str]) -> std::process::Output {
-        Command::new(env!("CARGO_BIN_EXE_icectl")).args(["-base", self.text(i, "url")]).args(args).output().unwrap()
+    fn icectl(&self, i: usize, args: &[&str]) -> Output {
+        let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icectl"));
+        ice_testing::output(command.args(["-base", self.text(i, "url")]).args(args))
     }
 
     /// Ends it as a terminal would, and looks at what is left.
     fn stop(mut self) {
-        assert!(Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap().success());
-        let mut code = None;
-        until("the cluster ends", || {
-            code = self.child.try_wait().unwrap();
-            code.is_some()
-        });
-        assert!(code.unwrap().success(), "{code:?}\n{}", self.logs());
+        self.process.signal(Signal::INT);
+        let status = self.process.wait_for(ice_testing::PATIENCE);
+        assert!(status.success(), "{status}\n{}", self.logs());
         for other in &mut self.others {
-            until("a node that was started by hand ends, too", || other.try_wait().unwrap().is_some());
+            until("a node that was started by hand ends, too", || other.ended().is_some());
         }
+        self.nothing_is_left();
+    }
+
+    fn nothing_is_left(&self) {
         assert_eq!(mounts_below(&self.dir), 0);
-        for node in &self.nodes {
-            let pid = node["pid"].as_u64().unwrap();
-            assert!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is left");
+        for i in 0..self.nodes.len() {
+            assert!(is_gone(self.pid(i)), "process {:?} is left", self.pid(i));
         }
     }
 
     fn logs(&self) -> String {
-        let log = |n: &Value| fs::read_to_string(n["log"].as_str().unwrap_or_default()).unwrap_or_default();
-        self.nodes.iter().map(|n| format!("--- {}\n{}", n["name"], log(n))).collect()
+        let log = |n: &Value| ice_testing::tail(Path::new(n["log"].as_str().unwrap_or_default()), 40);
+        let nodes: String = self.nodes.iter().map(|n| format!("--- {}\n{}\n", n["name"], log(n))).collect();
+        format!("{}\n{nodes}", ice_testing::tail(&self.said, 40))
     }
 }
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|s| s.is_some()) {
+        if self.process.ended().is_some() {
             return;
         }
         eprintln!("{}", self.logs());
-        // It ends its nodes, and those started by hand.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let _ = self.child.wait();
-        for other in &mut self.others {
-            let _ = other.wait();
+        // It ends its nodes, and those started by hand; the guardian ends it if that takes too long.
+        self.process.signal(Signal::TERM);
+        let ended = std::time::Instant::now() + Duration::from_secs(30);
+        while self.process.ended().is_none() && std::time::Instant::now() < ended {
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
 
-fn mounts_below(dir: &Path) -> usize {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let below = |line: &&str| line.split(' ').nth(4).is_some_and(|p| Path::new(p).starts_with(dir));
-    table.lines().filter(below).count()
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < LIMIT, "not after {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+/// Ended, even if nobody has taken notice of it yet.
+fn is_gone(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).map_or(true, |s| s.contains(") Z "))
 }
 
 /// Everything about a tree that replicas must agree on: path to type, mode, time, links and content.
@@ -183,7 +180,7 @@ fn fill(dir: &Path) {
 
 #[test]
 fn a_tree_appears_everywhere_and_a_killed_node_catches_up() {
-    let home = tempfile::tempdir().unwrap();
+    let home = ice_testing::tempdir();
     let dir = home.path().canonicalize().unwrap().join("cluster");
     let mut dev = Dev::start(&dir, 21000, &[]);
     fill(&dev.at(0));
@@ -209,10 +206,10 @@ fn a_tree_appears_everywhere_and_a_killed_node_catches_up() {
 
 #[test]
 fn a_stopped_cluster_starts_again_with_its_files_and_a_busy_one_is_refused() {
-    let home = tempfile::tempdir().unwrap();
+    let home = ice_testing::tempdir();
     let dir = home.path().canonicalize().unwrap();
     let dev = Dev::start(&dir, 21100, &["-nodes", "2", "-runtime", "mixed"]);
-    let refused = icecluster().args(["dev", "-dir"]).arg(&dir).output().unwrap();
+    let refused = ice_testing::output(icecluster().args(["dev", "-dir"]).arg(&dir));
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is in use"));
     fill(&dev.at(1));
@@ -229,17 +226,30 @@ fn a_stopped_cluster_starts_again_with_its_files_and_a_busy_one_is_refused() {
 
 #[test]
 fn without_mounts_changes_in_backing_are_noticed_and_http_serves_the_cluster() {
-    let home = tempfile::tempdir().unwrap();
+    let home = ice_testing::tempdir();
     let dir = home.path().canonicalize().unwrap();
     let dev = Dev::start(&dir, 21200, &["-no-mount", "-runtime", "smol"]);
     fill(&dev.at(0));
     until_equal(&dev, &[0, 1, 2]);
-    let mut put = Command::new(env!("CARGO_BIN_EXE_icectl"));
+    let mut put = ice_testing::command(env!("CARGO_BIN_EXE_icectl"));
     put.args(["-base", dev.text(1, "url"), "put", "-path", "/x/y"])
         .stdin(fs::File::open(dev.at(0).join("a/file9")).unwrap());
-    assert!(put.status().unwrap().success());
+    assert!(ice_testing::output(&mut put).status.success());
     until("the file is on another node", || dev.icectl(2, &["get", "-path", "x/y"]).stdout == vec![9; 27000]);
     assert!(dev.icectl(2, &["del", "-path", "x/y"]).status.success());
     until("it is gone", || !dev.at(0).join("x/y").exists());
     dev.stop();
+}
+
+#[test]
+fn nodes_and_mounts_go_with_a_dev_process_that_is_killed() {
+    let home = ice_testing::tempdir();
+    let dir = home.path().canonicalize().unwrap();
+    let dev = Dev::start(&dir, 21300, &["-nodes", "2"]);
+    fs::write(dev.at(0).join("f"), "kept").unwrap();
+    until_equal(&dev, &[0, 1]);
+    dev.process.kill();
+    until("the nodes end", || (0..2).all(|i| is_gone(dev.pid(i))));
+    dev.nothing_is_left();
+    assert_eq!(fs::read(Path::new(dev.text(1, "backing")).join("f")).unwrap(), b"kept");
 }

@@ -4,10 +4,10 @@
 mod cluster;
 
 use cluster::{Cluster, PATIENCE, fuse_or_skip, request};
+use rustix::process::Signal;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn read(path: impl AsRef<std::path::Path>) -> String {
@@ -202,13 +202,13 @@ fn fault_13_a_hung_peer_does_not_block_close() {
         return;
     }
     let c = Cluster::start(2);
-    cluster::signal(c.nodes[1].pid(), "STOP");
+    c.nodes[1].signal(Signal::STOP);
     let at = Instant::now();
     for i in 0..20 {
         fs::write(c.nodes[0].mount().join(format!("f{i}")), vec![1u8; 100_000]).expect("write");
     }
     let took = at.elapsed();
-    cluster::signal(c.nodes[1].pid(), "CONT");
+    c.nodes[1].signal(Signal::CONT);
     assert!(took < PATIENCE, "closing took {took:?}");
     c.wait_connected();
     c.wait_equal();
@@ -242,14 +242,15 @@ fn fault_16_owners_are_real_and_working_files_are_hidden() {
     let c = Cluster::start(2);
     let m = c.nodes[0].mount();
     fs::set_permissions(&m, fs::Permissions::from_mode(0o777)).expect("chmod");
-    let mut made = Command::new("setpriv");
+    let mut made = ice_testing::command("setpriv");
     made.args(["--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c"])
         .arg("echo hi > mine && mkdir sub && ! cat secret")
         .current_dir(&m)
         .env("PATH", "/usr/bin:/bin");
     fs::write(m.join("secret"), "x").expect("write");
     fs::set_permissions(m.join("secret"), fs::Permissions::from_mode(0o600)).expect("chmod");
-    assert!(made.status().expect("setpriv").success());
+    let made = ice_testing::output(&mut made);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     c.wait_equal();
     for n in &c.nodes {
         let f = fs::metadata(n.mount().join("mine")).expect("stat");

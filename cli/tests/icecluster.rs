@@ -1,13 +1,13 @@
 //! The daemon's command line: what it says and how it exits when it cannot start.
 
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 fn icecluster(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_icecluster"));
+    let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icecluster"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ICECLUSTER_")) {
         command.env_remove(name);
     }
-    command.args(args).stdin(Stdio::null()).output().unwrap()
+    ice_testing::output(command.args(args))
 }
 
 fn refused(args: &[&str], code: i32) -> String {

@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use ice_testing::{Process, output};
+use std::io::{Read, Seek, Write};
 use std::process::Stdio;
 use std::sync::Arc;
 use support::{Fake, closed_port, icectl, ran, run};
@@ -81,17 +82,13 @@ fn files_go_in_and_out_byte_by_byte_and_refusals_are_failures() {
     let node = Fake::start();
     let url = node.url();
     let data: Vec<u8> = (0..700_000_u32).map(|i| (i % 251) as u8).collect();
-    let mut child = icectl(&["-base", &url, "put", "-path=/dir/a b&c.txt"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(&data).unwrap();
-    let put = ran(child.wait_with_output().unwrap());
+    let mut source = tempfile::tempfile().unwrap();
+    source.write_all(&data).and_then(|()| source.rewind()).unwrap();
+    let put = ran(output(icectl(&["-base", &url, "put", "-path=/dir/a b&c.txt"]).stdin(source)));
     assert_eq!((put.code, put.out.as_str()), (0, "204 No Content\n"));
     assert!(node.with(|s| s.files["dir/a b&c.txt"].data == data));
 
-    let got = icectl(&["--base", &url, "get", "--path", "dir/a b&c.txt"]).output().unwrap();
+    let got = output(&mut icectl(&["--base", &url, "get", "--path", "dir/a b&c.txt"]));
     assert!(got.status.success() && got.stdout == data && got.stderr.is_empty());
 
     let missing = run(&["-base", &url, "get", "-path", "nothing"]);
@@ -112,31 +109,32 @@ fn long_bodies_pass_through_in_bounded_memory_and_a_closed_pipe_is_no_error() {
     // 300 MiB through a process that may have 120 MiB of address space for data.
     let limited = |args: &[&str]| {
         let inner = icectl(args);
-        let mut command = std::process::Command::new("sh");
+        let mut command = ice_testing::command("sh");
         command.args(["-c", "ulimit -d 122880; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
-    let mut child = limited(&["-base", &url, "get", "-path", "/zeros"]).spawn().unwrap();
-    let mut sink = std::io::BufReader::new(child.stdout.take().unwrap());
+    let get = Process::spawn(limited(&["-base", &url, "get", "-path", "/zeros"]).stdout(Stdio::piped()));
+    let mut sink = std::io::BufReader::new(get.stdout());
     assert_eq!(std::io::copy(&mut sink, &mut std::io::sink()).unwrap(), length);
-    assert!(child.wait().unwrap().success());
+    assert!(get.wait().success());
 
-    let mut child = limited(&["-base", &url, "put", "-path", "/big"]).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
+    let put = Process::spawn(limited(&["-base", &url, "put", "-path", "/big"]).stdin(Stdio::piped()));
+    let mut stdin = put.stdin();
     let chunk = vec![0; 1 << 20];
     (0..200).for_each(|_| stdin.write_all(&chunk).unwrap());
     drop(stdin);
-    assert!(child.wait().unwrap().success());
+    assert!(put.wait().success());
     assert_eq!(node.with(|s| s.received_bytes), 200 << 20);
 
-    let mut child = limited(&["-base", &url, "get", "-path", "/zeros"]).spawn().unwrap();
+    let errors = tempfile::NamedTempFile::new().unwrap();
+    let mut command = limited(&["-base", &url, "get", "-path", "/zeros"]);
+    let get = Process::spawn(command.stdout(Stdio::piped()).stderr(errors.reopen().unwrap()));
     let mut some = [0; 1000];
-    child.stdout.as_mut().unwrap().read_exact(&mut some).unwrap();
-    drop(child.stdout.take());
-    let mut errors = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-    assert_eq!((child.wait().unwrap().code(), errors.as_str()), (Some(0), ""));
+    let mut pipe = get.stdout();
+    pipe.read_exact(&mut some).unwrap();
+    drop(pipe);
+    assert_eq!(get.wait().code(), Some(0));
+    assert_eq!(std::fs::read_to_string(&errors).unwrap(), "");
 }
 
 #[test]
@@ -147,7 +145,7 @@ fn the_token_comes_from_flag_environment_or_file_and_goes_into_the_header() {
     let refused = run(&["-base", &url, "peers"]);
     assert_eq!((refused.code, refused.err.as_str()), (1, "error: 401 Unauthorized\n"));
     assert_eq!(run(&["-base", &url, "-token", "s3cret", "peers"]).code, 0);
-    assert_eq!(ran(icectl(&["-base", &url, "peers"]).env("ICECLUSTER_TOKEN", "s3cret").output().unwrap()).code, 0);
+    assert_eq!(ran(output(icectl(&["-base", &url, "peers"]).env("ICECLUSTER_TOKEN", "s3cret"))).code, 0);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, "s3cret\n").unwrap();
     assert_eq!(run(&["-base", &url, "-token-file", file.path().to_str().unwrap(), "peers"]).code, 0);

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{Fixture, both, can_mount, eventually};
@@ -156,16 +157,11 @@ fn a_directory_in_use_that_was_moved_elsewhere_stays_usable() {
         fs::create_dir_all(f.in_backing("a/sub")).unwrap();
         fs::write(f.in_backing("a/sub/file"), "f").unwrap();
         fs::create_dir(f.in_backing("b")).unwrap();
-        let mut shell = std::process::Command::new("sh")
-            .args(["-c", "echo ready; read x; cat file; ls; echo y > made"])
-            .current_dir(f.at("a/sub"))
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .map(support::Child)
-            .unwrap();
+        let mut shell = ice_testing::command("sh");
+        shell.args(["-c", "echo ready; read x; cat file; ls; echo y > made"]).current_dir(f.at("a/sub"));
+        let shell = ice_testing::Process::spawn(shell.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let mut ready = [0; 6];
-        let mut out = shell.0.stdout.take().unwrap();
+        let (stdin, mut out) = (shell.stdin(), shell.stdout());
         out.read_exact(&mut ready).unwrap();
         names(&f.at("b"));
         let (a, b) = (f.vfs.ino_of(&f.in_backing("a")), f.vfs.ino_of(&f.in_backing("b")));
@@ -174,11 +170,11 @@ fn a_directory_in_use_that_was_moved_elsewhere_stays_usable() {
         f.vfs.moved_behind(&f.in_backing("a/sub"), &f.in_backing("b/sub"));
         f.vfs.tell(&[entry(a, "sub", Some(sub)), entry(b, "sub", None)]);
         eventually("moved", || !f.at("a/sub").exists() && f.at("b/sub/file").exists());
-        drop(shell.0.stdin.take());
+        drop(stdin);
         let mut text = String::new();
         out.read_to_string(&mut text).unwrap();
         assert_eq!(text, "ffile\n");
-        assert!(shell.0.wait().unwrap().success());
+        assert!(shell.wait().success());
         assert_eq!(fs::read_to_string(f.at("b/sub/made")).unwrap(), "y\n");
     });
 }

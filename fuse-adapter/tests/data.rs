@@ -353,20 +353,22 @@ fn programs_run_from_the_mount() {
 
 /// A program that waits for its input.
 struct Running {
-    _child: support::Child,
+    _program: ice_testing::Process,
+    /// Closing it would end the program.
+    _stdin: std::process::ChildStdin,
 }
 
 impl Running {
     fn new(program: &std::path::Path) -> Running {
         use std::process::Stdio;
-        let mut child = support::Child(
-            std::process::Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap(),
-        );
+        let mut command = ice_testing::command(program);
+        let running = ice_testing::Process::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         // Once it echoes, it runs.
-        child.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        let mut stdin = running.stdin();
+        stdin.write_all(b"x").unwrap();
         let mut x = [0];
-        child.0.stdout.as_mut().unwrap().read_exact(&mut x).unwrap();
-        Running { _child: child }
+        running.stdout().read_exact(&mut x).unwrap();
+        Running { _program: running, _stdin: stdin }
     }
 }
 

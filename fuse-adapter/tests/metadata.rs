@@ -127,11 +127,9 @@ fn umask_and_ownership_are_the_callers() {
         fs::set_permissions(f.at("group"), fs::Permissions::from_mode(0o2777)).unwrap();
         // As another user: own files, others' permissions enforced.
         let as_nobody = |script: &str| {
-            std::process::Command::new("setpriv")
-                .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-ec", script])
-                .current_dir(&f.mnt)
-                .output()
-                .unwrap()
+            let mut command = ice_testing::command("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-ec", script]);
+            ice_testing::output(command.current_dir(&f.mnt))
         };
         let out = as_nobody("touch mine group/inherits; mkdir group/sub; ln -s x sym");
         assert!(out.status.success(), "{out:?}");
@@ -157,11 +155,9 @@ fn an_unprivileged_write_takes_set_user_id_away() {
         for (name, script) in [("w", "echo x >> w"), ("t", ": > t"), ("c", "truncate -s 1 c")] {
             fs::write(f.at(name), "content").unwrap();
             fs::set_permissions(f.at(name), fs::Permissions::from_mode(0o6777)).unwrap();
-            let out = std::process::Command::new("setpriv")
-                .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-ec", script])
-                .current_dir(&f.mnt)
-                .output()
-                .unwrap();
+            let mut command = ice_testing::command("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-ec", script]);
+            let out = ice_testing::output(command.current_dir(&f.mnt));
             assert!(out.status.success(), "{out:?}");
             assert_eq!(fs::metadata(f.in_backing(name)).unwrap().mode() & 0o7777, 0o777, "{name}");
             support::eventually("the kernel knows", || fs::metadata(f.at(name)).unwrap().mode() & 0o7777 == 0o777);

@@ -579,14 +579,11 @@ fn killed_at_any_moment() {
     let t = tempfile::tempdir().unwrap();
     let mut acked = 0u64;
     for wait_for in [1, 5, 40] {
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_that_is_killed", "--ignored", "--nocapture"])
-            .env("ICE_TEST_LOG_DIR", t.path())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut command = ice_testing::command(std::env::current_exe().unwrap());
+        command.args(["--exact", "child_that_is_killed", "--ignored", "--nocapture"]);
+        command.env("ICE_TEST_LOG_DIR", t.path()).stdout(std::process::Stdio::piped());
+        let child = ice_testing::Process::spawn(&mut command);
+        let mut lines = BufReader::new(child.stdout()).lines();
         let mut seen = 0;
         // SIGKILL after some acknowledgements; those still in the pipe count as well.
         for line in &mut lines {
@@ -595,10 +592,10 @@ fn killed_at_any_moment() {
             acked = acked.max(n.trim().parse().unwrap());
             seen += 1;
             if seen == wait_for {
-                child.kill().unwrap();
+                child.kill();
             }
         }
-        child.wait().unwrap();
+        child.wait();
         assert!(seen >= wait_for);
         let (got, r) = read(t.path(), 0);
         assert_eq!(r.damage, None);

@@ -70,7 +70,7 @@ impl Node {
     }
 
     fn quiet(&self) {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + ice_testing::PATIENCE;
         loop {
             let status = self.volume.status();
             if !status.scanning && status.dirty_files == 0 && status.looks_due == 0 {
@@ -171,9 +171,9 @@ fn many_threads_at_once() {
     node.quiet();
     // Per thread: a directory, and of each four files one is gone and one has two names.
     assert_eq!(node.known().len(), 4 * (1 + 100));
-    let disk =
-        std::process::Command::new("find").arg(node._dir.path()).args(["-not", "-path", "*/.icecluster*"]).output();
-    assert_eq!(disk.unwrap().stdout.split(|b| *b == b'\n').count() - 2, node.known().len());
+    let mut find = ice_testing::command("find");
+    let disk = ice_testing::output(find.arg(node._dir.path()).args(["-not", "-path", "*/.icecluster*"]));
+    assert_eq!(disk.stdout.split(|b| *b == b'\n').count() - 2, node.known().len());
     v.rescan();
     node.quiet();
     assert_eq!(node.known().len(), 4 * (1 + 100));

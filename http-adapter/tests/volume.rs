@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Nothing in these tests takes that long; a wait this long has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = ice_testing::PATIENCE;
 
 /// A log and a store that are durable at once, and no network.
 struct Lanes {

@@ -2,22 +2,24 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub use ice_testing::PATIENCE;
+use ice_testing::Process;
+use rustix::process::Signal;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything that the cluster should do by itself.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+/// A node of these tests lives no longer.
+const NODE_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// One node.
 pub struct Node {
     pub name: String,
     pub dir: PathBuf,
     pub port: u16,
-    child: Option<Child>,
+    process: Option<Process>,
     extra: String,
     joins: Vec<u16>,
     token: String,
@@ -64,7 +66,7 @@ impl Cluster {
 
     /// Not started yet.
     pub fn prepare(n: usize, extra: &str) -> Cluster {
-        let dir = tempfile::Builder::new().prefix("icetest-").tempdir().expect("a temporary directory");
+        let dir = ice_testing::tempdir();
         let ports: Vec<u16> = (0..n).map(|_| free_port()).collect();
         let nodes = (0..n)
             .map(|i| {
@@ -76,7 +78,7 @@ impl Cluster {
                     name: format!("n{}", i + 1),
                     dir,
                     port: ports[i],
-                    child: None,
+                    process: None,
                     extra: extra.to_owned(),
                     joins: ports.iter().copied().filter(|p| *p != ports[i]).collect(),
                     token: extra
@@ -92,15 +94,15 @@ impl Cluster {
 
     /// Until every running node sees every other running one.
     pub fn wait_connected(&self) {
-        let up = self.nodes.iter().filter(|n| n.child.is_some()).count();
-        for node in self.nodes.iter().filter(|n| n.child.is_some()) {
+        let up = self.nodes.iter().filter(|n| n.process.is_some()).count();
+        for node in self.nodes.iter().filter(|n| n.process.is_some()) {
             node.wait_peers(up - 1);
         }
     }
 
     /// Until the mounts of all running nodes show the same tree, and nothing is under way.
     pub fn wait_equal(&self) {
-        let up: Vec<&Node> = self.nodes.iter().filter(|n| n.child.is_some()).collect();
+        let up: Vec<&Node> = self.nodes.iter().filter(|n| n.process.is_some()).collect();
         let end = Instant::now() + PATIENCE;
         loop {
             let trees: Vec<String> = up.iter().map(|n| describe(&n.mount())).collect();
@@ -133,7 +135,7 @@ impl Node {
         self.dir.join("config.yml")
     }
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("running").id()
+        self.process.as_ref().expect("running").id()
     }
 
     /// Other addresses to join.
@@ -161,15 +163,10 @@ impl Node {
 
     pub fn spawn(&mut self) {
         self.write_config();
-        let child = Command::new(env!("CARGO_BIN_EXE_icecluster"))
-            .arg("-config")
-            .arg(self.config_file())
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(self.dir.join("stdout")).expect("stdout"))
-            .stderr(fs::File::create(self.dir.join("stderr")).expect("stderr"))
-            .spawn()
-            .expect("start a node");
-        self.child = Some(child);
+        let file = |name: &str| fs::File::create(self.dir.join(name)).expect("a file for its output");
+        let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icecluster"));
+        command.arg("-config").arg(self.config_file()).stdout(file("stdout")).stderr(file("stderr"));
+        self.process = Some(Process::spawn_for(&mut command, NODE_LIMIT));
     }
 
     /// Starts again and waits until it serves.
@@ -179,28 +176,24 @@ impl Node {
     }
 
     pub fn kill9(&mut self) {
-        if let Some(mut c) = self.child.take() {
-            c.kill().expect("kill");
-            c.wait().expect("wait");
+        if let Some(process) = self.process.take() {
+            process.kill();
         }
     }
 
     /// SIGTERM; the exit code.
     pub fn stop(&mut self) -> Option<i32> {
-        let mut c = self.child.take()?;
-        signal(c.id(), "TERM");
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = c.try_wait().expect("wait") {
-                return status.code();
-            }
-            assert!(Instant::now() < end, "{} does not stop\n{}", self.name, self.log_tail());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let process = self.process.take()?;
+        process.signal(Signal::TERM);
+        process.wait_for(PATIENCE).code()
     }
 
     pub fn alive(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|c| c.try_wait().expect("wait").is_none())
+        self.process.as_ref().is_some_and(|p| p.ended().is_none())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("running").signal(signal);
     }
 
     pub fn wait_ready(&self) {
@@ -220,15 +213,7 @@ impl Node {
     }
 
     pub fn log_tail(&self) -> String {
-        let mut out = String::new();
-        for f in ["stderr", "log"] {
-            let text = fs::read(self.dir.join(f)).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
-            let lines: Vec<&str> = text.lines().collect();
-            out.push_str(&lines[lines.len().saturating_sub(40)..].join("\n"));
-            out.push('\n');
-        }
-        out
+        ["stderr", "log"].map(|file| ice_testing::tail(&self.dir.join(file), 40)).join("\n")
     }
 
     pub fn status(&self) -> String {
@@ -250,8 +235,9 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> std::io::Result<Answer> {
-    let mut s = TcpStream::connect(("127.0.0.1", port))?;
+    let mut s = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
     s.set_read_timeout(Some(PATIENCE))?;
+    s.set_write_timeout(Some(PATIENCE))?;
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n");
     if !token.is_empty() && !headers.iter().any(|(k, _)| k.eq_ignore_ascii_case("authorization")) {
         head.push_str(&format!("Authorization: Bearer {token}\r\n"));
@@ -308,53 +294,39 @@ fn unchunk(mut raw: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().expect("kill");
-    assert!(status.success());
-}
-
 /// A directory tree as text: kinds, permissions, owners, sizes, modification times, link targets and contents.
 pub fn describe(root: &Path) -> String {
-    let out = Command::new("bash")
-        .arg("-c")
-        .arg("find . -mindepth 1 -path ./.icecluster -prune -o -printf '%P|%y|%m|%U:%G|%s|%T@|%l\\n' 2>&1 | grep -v '^$' | awk -F'|' -v OFS='|' '{ if ($2==\"d\") { $5=0 } print }' | sort; find . -path ./.icecluster -prune -o -type f -print0 | sort -z | xargs -0 -r md5sum 2>&1")
-        .current_dir(root)
-        .output();
-    match out {
-        // Directories get their modification time from what happens in them, on each node by itself.
-        Ok(o) => String::from_utf8_lossy(&o.stdout)
-            .lines()
-            .map(|l| {
-                let f: Vec<&str> = l.split('|').collect();
-                if f.len() == 7 && f[1] == "d" { format!("{}|{}|{}|{}", f[0], f[1], f[2], f[3]) } else { l.to_owned() }
-            })
-            .collect::<Vec<_>>()
-            .join("\n"),
-        Err(e) => e.to_string(),
-    }
+    let out = ice_testing::output(
+        ice_testing::command("bash")
+            .arg("-c")
+            .arg("find . -mindepth 1 -path ./.icecluster -prune -o -printf '%P|%y|%m|%U:%G|%s|%T@|%l\\n' 2>&1 | grep -v '^$' | awk -F'|' -v OFS='|' '{ if ($2==\"d\") { $5=0 } print }' | sort; find . -path ./.icecluster -prune -o -type f -print0 | sort -z | xargs -0 -r md5sum 2>&1")
+            .current_dir(root),
+    );
+    // Directories get their modification time from what happens in them, on each node by itself.
+    let line = |l: &str| {
+        let f: Vec<&str> = l.split('|').collect();
+        if f.len() == 7 && f[1] == "d" { format!("{}|{}|{}|{}", f[0], f[1], f[2], f[3]) } else { l.to_owned() }
+    };
+    String::from_utf8_lossy(&out.stdout).lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for n in &mut self.nodes {
-            if let Some(c) = &n.child {
-                signal(c.id(), "TERM");
-            }
+        for n in self.nodes.iter().filter(|n| n.process.as_ref().is_some_and(|p| p.ended().is_none())) {
+            n.signal(Signal::TERM);
+            // A stopped process hears nothing else.
+            n.signal(Signal::CONT);
         }
         for n in &mut self.nodes {
-            let end = Instant::now() + Duration::from_secs(15);
-            if let Some(mut c) = n.child.take() {
-                while c.try_wait().ok().flatten().is_none() {
-                    if Instant::now() > end {
-                        let _ = c.kill();
-                        let _ = c.wait();
-                        break;
-                    }
-                    std::thread::sleep(Duration::from_millis(10));
-                }
+            let Some(process) = n.process.take() else { continue };
+            let end = Instant::now() + Duration::from_secs(30);
+            while process.ended().is_none() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
             }
-            // A node that was killed left its mount behind.
-            let _ = rustix::mount::unmount(n.mount(), rustix::mount::UnmountFlags::DETACH);
+        }
+        for n in &self.nodes {
+            // A node that was killed left its mount behind, and each that was started and killed again one more.
+            while rustix::mount::unmount(n.mount(), rustix::mount::UnmountFlags::DETACH).is_ok() {}
         }
         if std::thread::panicking() {
             for n in &self.nodes {

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 /// One file of a fake node.
@@ -270,8 +270,8 @@ pub struct Ran {
 
 /// `icectl` as a command, without what the surroundings may have set for it.
 pub fn icectl(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_icectl"));
-    command.args(args).stdin(Stdio::null());
+    let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icectl"));
+    command.args(args);
     for name in ["ICECLUSTER_BASE", "ICECLUSTER_TOKEN", "ICECLUSTER_TOKEN_FILE", "ICECLUSTER_CACERT"] {
         command.env_remove(name);
     }
@@ -284,7 +284,7 @@ pub fn ran(output: Output) -> Ran {
 }
 
 pub fn run(args: &[&str]) -> Ran {
-    ran(icectl(args).output().unwrap())
+    ran(ice_testing::output(&mut icectl(args)))
 }
 
 /// A port that nobody listens on.

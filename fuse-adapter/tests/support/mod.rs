@@ -7,7 +7,7 @@ pub use dirvfs::DirVfs;
 use ice_fuse::{Mount, MountOptions, Passthrough};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A mounted temporary directory.
 pub struct Fixture {
@@ -36,21 +36,18 @@ impl Fixture {
     }
 
     pub fn with(set: impl FnOnce(&mut MountOptions)) -> Fixture {
-        Fixture::on(tempfile::tempdir().unwrap(), set)
+        Fixture::on(ice_testing::tempdir(), set)
     }
 
     /// For tests with very many files: in memory, where there is room for that.
     pub fn roomy(passthrough: Passthrough) -> Fixture {
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        Fixture::on(dir, |o| o.passthrough = passthrough)
+        Fixture::on(ice_testing::memory_dir(), |o| o.passthrough = passthrough)
     }
 
     fn on(dir: tempfile::TempDir, set: impl FnOnce(&mut MountOptions)) -> Fixture {
         let (backing, mnt) = (dir.path().join("backing"), dir.path().join("mnt"));
         std::fs::create_dir(&backing).unwrap();
         std::fs::create_dir(&mnt).unwrap();
-        let open: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(dir.path(), open).unwrap();
         let mut options = MountOptions::new(&mnt);
         set(&mut options);
         let vfs = Arc::new(DirVfs::new(&backing));
@@ -98,27 +95,12 @@ pub fn both(test: impl Fn(&Fixture)) {
 }
 
 /// Waits for something that comes by itself. The time is only there to fail instead of hanging.
-pub fn eventually(what: &str, mut test: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !test() {
-        assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// A child process that is killed when forgotten.
-pub struct Child(pub std::process::Child);
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        // Already reaped is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+pub fn eventually(what: &str, test: impl FnMut() -> bool) {
+    ice_testing::until(what, test);
 }
 
 pub fn sh(script: &str, dir: &Path) -> String {
-    let out = std::process::Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
+    let out = ice_testing::output(ice_testing::command("sh").args(["-ec", script]).current_dir(dir));
     let err = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{script}: {err}");
     String::from_utf8_lossy(&out.stdout).trim().to_owned()

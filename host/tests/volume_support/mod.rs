@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 pub const REPLICA: ReplicaId = ReplicaId(7);
 pub const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = ice_testing::PATIENCE;
 
 /// The core as the volume sees it: the tree, nothing else.
 pub struct Model {
