@@ -127,9 +127,9 @@ fn sigusr1_dumps_the_tape_and_nothing_ends() {
         let log = dir.path().join(kind);
         let child = spawn(kind, &log);
         until_logged(&log, "started");
-        signal(&child, "USR1");
+        child.signal(Signal::USR1);
         until_logged(&log, words);
-        signal(&child, "TERM");
+        child.signal(Signal::TERM);
         assert_eq!(end(child, &log).0, Some(0));
     }
 }

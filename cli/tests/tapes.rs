@@ -2,7 +2,7 @@
 
 mod cluster;
 
-use cluster::{Cluster, Node, PATIENCE, fuse_or_skip, signal};
+use cluster::{Cluster, Node, PATIENCE, fuse_or_skip};
 use ice_sim::replay::{Replayed, replay};
 use std::fs::{self, File};
 use std::io::Write;
@@ -20,7 +20,7 @@ fn dumps(n: &Node) -> Vec<PathBuf> {
 /// Has the node dump its ring, and waits for the file.
 fn dump(n: &Node) -> PathBuf {
     let before = dumps(n).len();
-    signal(n.pid(), "USR1");
+    n.signal(rustix::process::Signal::USR1);
     let end = Instant::now() + PATIENCE;
     loop {
         let now = dumps(n);
