@@ -180,11 +180,7 @@ def digest(path):
 
 def bytes_of(seed, size):
     """Bytes that look random and are always the same."""
-    out, n = [], 0
-    while n * 32 < size:
-        out.append(hashlib.sha256(f"{seed}.{n}".encode()).digest())
-        n += 1
-    return b"".join(out)[:size]
+    return hashlib.shake_128(str(seed).encode()).digest(size)
 
 
 def tree(directory, dir_times=False):

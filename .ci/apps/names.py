@@ -221,21 +221,21 @@ def directories(c):
 
 @check()
 def listing_while_it_changes(c):
-    stay = {f"stay{i}" for i in range(400)}
+    stay = {f"stay{i}" for i in range(150)}
     for name in stay:
         write(c.at(name), "")
-    for i in range(400):
+    for i in range(150):
         write(c.at(f"go{i}"), "")
     seen = []
     with os.scandir(c.here) as entries:
         for n, entry in enumerate(entries):
             seen.append(entry.name)
-            if n < 400:
+            if n < 150:
                 os.unlink(c.at(f"go{n}"))
                 write(c.at(f"new{n}"), "")
     same(len(seen), len(set(seen)), "names listed twice")
     expect(stay <= set(seen), "names that were there all the time are missing")
-    same(sorted(os.listdir(c.here)), sorted(stay | {f"new{i}" for i in range(400)}))
+    same(sorted(os.listdir(c.here)), sorted(stay | {f"new{i}" for i in range(150)}))
     # rm -r lists and removes at once.
     for name in os.listdir(c.here):
         if name.startswith("new"):

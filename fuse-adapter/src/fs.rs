@@ -177,6 +177,9 @@ impl Shared {
         match (opened, slot.take()) {
             (Ok(o), Some(reply)) => {
                 let Admitted { flags, backing } = self.opens.admit(ino, &o, flags, &reply);
+                if backing.is_none() {
+                    self.vfs.stores_are_writes(o.fh);
+                }
                 self.opened(Handle::File(o.fh));
                 match backing {
                     Some(id) => reply.opened_passthrough(FileHandle(o.fh), flags, &id),
@@ -778,6 +781,9 @@ impl IceFs {
             return reply.error(Errno::EIO);
         };
         let Admitted { flags, backing } = self.shared.opens.admit(st.ino, &o, flags, &reply);
+        if backing.is_none() {
+            self.vfs().stores_are_writes(o.fh);
+        }
         self.shared.opened(Handle::File(o.fh));
         self.shared.opens.told(st.ino, st.mtime);
         self.shared.log.answer(mark, &[parent, st.ino], |ttl| {

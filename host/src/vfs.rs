@@ -172,6 +172,11 @@ pub trait Vfs: Send + Sync + 'static {
     fn rename(&self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, flags: u32) -> Result<()>;
     /// Opens a file with `O_...` flags.
     fn open(&self, caller: Caller, ino: u64, flags: i32) -> Result<Opened>;
+    /// The adapter's kernel does not map the backing file of this handle: stores into maps come as [`Vfs::write`], before
+    /// [`Vfs::fsync`] and [`Vfs::release`] at the latest, so that nobody has to look for changes that did not.
+    fn stores_are_writes(&self, fh: u64) {
+        let _ = fh;
+    }
     /// Creates and opens a file. Counts a reference. `mode` has the umask applied.
     fn create(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32, flags: i32) -> Result<(Stat, Opened)>;
     /// Creates an unnamed file in a directory and opens it (`O_TMPFILE`). Counts a reference.

@@ -341,6 +341,11 @@ fn stores_through_a_mapping_are_found() {
     let mut bytes = vec![1u8; 300_000];
     rig.write("f", &bytes);
     let file = rig.open("f", libc::O_RDWR);
+    // One more that could store, but by writes only: the first still counts.
+    let other = rig.open("f", libc::O_RDWR);
+    rig.volume.stores_are_writes(other.fh);
+    rig.volume.stores_are_writes(other.fh);
+    rig.close(other);
     // With passthrough the kernel maps the file in `backing`.
     let backing = std::fs::File::options().read(true).write(true).open(rig.path("f")).unwrap();
     // SAFETY: a fresh shared mapping of a file that nobody truncates; unmapped below.

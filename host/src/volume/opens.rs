@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
@@ -26,11 +26,12 @@ pub(crate) struct Handle {
     pub(crate) fh: u64,
     pub(crate) file: Arc<OwnedFd>,
     pub(crate) node: Arc<Open>,
-    pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) append: bool,
     /// `O_SYNC` or `O_DSYNC`.
     pub(crate) sync: bool,
+    /// Counted in [`State::mappers`].
+    mapper: AtomicBool,
 }
 
 /// A file of `backing` that is open here, or whose changed bytes the core has not been told yet.
@@ -130,6 +131,16 @@ impl State {
         let since = self.dirty.map_or(now, |d| d.since);
         self.dirty = Some(Dirty { since, last: now, not_before: None });
         fresh
+    }
+    /// The handle does not count as a mapper any more, if it did.
+    fn unmap(&mut self, handle: &Handle) {
+        if handle.mapper.swap(false, Ordering::Relaxed) {
+            self.mappers -= 1;
+            if self.mappers == 0 {
+                self.expected = None;
+                self.mapped = false;
+            }
+        }
     }
     /// Compares with what our own writes left: anything else came through a mapping, or from outside.
     pub(crate) fn notice(&mut self, st: &Raw) {
@@ -304,8 +315,15 @@ impl Opens {
             }
         }
         drop(inner);
-        let handle =
-            Arc::new(Handle { fh, file, node, read: how.read, write: how.write, append: how.append, sync: how.sync });
+        let handle = Arc::new(Handle {
+            fh,
+            file,
+            node,
+            write: how.write,
+            append: how.append,
+            sync: how.sync,
+            mapper: AtomicBool::new(how.write && how.read),
+        });
         self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::clone(&handle));
         Ok(handle)
     }
@@ -320,6 +338,13 @@ impl Opens {
         self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)
     }
 
+    /// What is stored through maps of this handle comes as writes.
+    pub(crate) fn no_mapper(&self, fh: u64) {
+        if let Ok(handle) = self.handle(fh) {
+            handle.node.state().unmap(&handle);
+        }
+    }
+
     /// A handle is closed.
     pub(crate) fn leave(&self, handle: &Handle) {
         let mut inner = self.inner();
@@ -327,13 +352,7 @@ impl Opens {
             let mut state = handle.node.state();
             state.files.retain(|f| !Arc::ptr_eq(f, &handle.file));
             state.writers -= u32::from(handle.write);
-            if handle.write && handle.read {
-                state.mappers -= 1;
-                if state.mappers == 0 {
-                    state.expected = None;
-                    state.mapped = false;
-                }
-            }
+            state.unmap(handle);
         }
         inner.settle(&handle.node);
     }

@@ -57,6 +57,9 @@ impl Vfs for Volume {
     fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<usize> {
         self.s.do_write(fh, offset, data)
     }
+    fn stores_are_writes(&self, fh: u64) {
+        self.s.opens.no_mapper(fh);
+    }
     fn flush(&self, fh: u64) -> Result<()> {
         self.s.do_flush(fh)
     }
