@@ -190,6 +190,12 @@ fn consistency_names_the_differences_and_its_exit_code_tells() {
     let equal = run(&["-base", &a.url(), "consistency"]);
     assert_eq!((equal.code, equal.out.as_str()), (0, "All peers consistent.\n"));
 
+    // Of one size and one time: what only the digests tell.
+    a.put("bytes", "ab", 3);
+    b.put("bytes", "ba", 3);
+    assert!(run(&["-base", &a.url(), "consistency"]).out.starts_with("INCONSISTENT bytes\n"));
+    b.put("bytes", "ab", 3);
+
     a.put("old", "aa", 5);
     b.put("old", "bbb", 6);
     a.put("only", "1", 7);

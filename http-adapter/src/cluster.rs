@@ -1,6 +1,6 @@
 //! The API's view of a node, over its engine.
 
-use crate::api::{Cluster, version_text};
+use crate::api::Cluster;
 use ice_core::action::Refused;
 use ice_core::event::{Ack, Admin};
 use ice_core::ids::Name;
@@ -144,7 +144,7 @@ fn status_json(status: &Status, disk: Option<FsStat>, ready: bool, troubles: Vec
         "incarnation": status.incarnation.0,
         "state": if reasons.is_empty() { "ok" } else { "degraded" },
         "ready": ready,
-        "version": version_text(),
+        "version": ice_host::VERSION,
         "urls": status.urls,
         "peers": peers,
         "inodes": status.inodes,

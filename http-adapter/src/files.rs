@@ -29,7 +29,8 @@ pub struct Meta {
     pub size: u64,
     /// Last modification, (seconds, nanoseconds) since 1970.
     pub mtime: (i64, u32),
-    /// Strong entity tag without quotes: differs whenever the bytes differ. Only printable ASCII, no quote. Empty in lists.
+    /// Strong entity tag without quotes: differs whenever the bytes differ. Only printable ASCII, no quote. In lists it is empty
+    /// where the digest of the bytes is not at hand; elsewhere it is that digest.
     pub etag: String,
 }
 

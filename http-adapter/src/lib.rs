@@ -7,6 +7,7 @@ mod cluster;
 pub mod files;
 mod io;
 mod peer;
+mod places;
 mod pump;
 mod rt;
 mod server;

@@ -1,6 +1,7 @@
 //! The listener: accepts connections, serves the router on them with hyper, and stops gracefully.
 
 use crate::io::{HyperExecutor, HyperIo, HyperTimer};
+use crate::places::{Place, Places};
 use crate::rt::{AnyListener, Rt};
 use crate::tls::TlsServer;
 use axum::Router;
@@ -11,19 +12,22 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, server::conn};
 use ice_host::runtime::{BoxStream, Runtime};
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tower::ServiceExt;
 
 /// Limits of the listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; a further one is answered 503 and closed. Upgraded ones (peers) do not count here.
+    /// Connections at once. When there are that many, the one that has been idle for longest makes room, those that never
+    /// showed the token first; where none is idle a further one is answered 503 and closed. Upgraded ones (peers) do not count
+    /// here.
     pub connections: usize,
+    /// Of those, places that only peers may take while all others are at work.
+    pub peer_places: usize,
     /// From the start of a connection or the end of a request until the next request's head is complete; also the longest
     /// a TLS handshake may take.
     pub head: Duration,
@@ -43,6 +47,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             connections: 1024,
+            peer_places: 128,
             head: Duration::from_secs(20),
             head_bytes: 256 * 1024,
             headers: 100,
@@ -94,7 +99,8 @@ impl Bound {
     pub fn serve(self, router: Router, tls: Option<TlsServer>, limits: Limits) -> Server {
         let (stop, stopped) = Stopped::new();
         let (ended_tx, ended) = oneshot::channel();
-        let shared = Arc::new(Serving { rt: self.rt.clone(), router, tls, limits, stopped, open: AtomicUsize::new(0) });
+        let places = Places::new(limits.connections, limits.peer_places);
+        let shared = Arc::new(Serving { rt: self.rt.clone(), router, tls, limits, stopped, places });
         let listener = self.listener;
         self.rt.spawn(async move {
             accept_all(listener, shared).await;
@@ -134,7 +140,7 @@ struct Serving {
     tls: Option<TlsServer>,
     limits: Limits,
     stopped: Stopped,
-    open: AtomicUsize,
+    places: Places,
 }
 
 async fn accept_all(mut listener: Box<dyn AnyListener>, shared: Arc<Serving>) {
@@ -164,37 +170,36 @@ async fn accept_all(mut listener: Box<dyn AnyListener>, shared: Arc<Serving>) {
     let _ = shared.rt.timeout(shared.limits.grace * 2, all_gone.next()).await;
 }
 
-/// Gives a connection's place back, whatever happens to it.
-struct Place<'a>(&'a AtomicUsize);
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 async fn serve_counted(mut stream: BoxStream, from: SocketAddr, shared: &Serving) {
-    let place = Place(&shared.open);
-    if shared.open.fetch_add(1, Ordering::Relaxed) >= shared.limits.connections {
+    let Some((place, given_up)) = shared.places.take() else {
         tracing::warn!(%from, "too many connections: refused");
         if shared.tls.is_none() {
             let full = async {
-                stream
-                    .write_all(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-                    .await?;
+                stream.write_all(FULL.as_bytes()).await?;
                 stream.close().await
             };
             // It is refused, whether it hears so or not.
             let _ = shared.rt.timeout(Duration::from_secs(1), full).await;
         }
         return;
+    };
+    let serving = pin!(serve_one(stream, shared, &place));
+    match select(serving, given_up).await {
+        Either::Left((Err(e), _)) => tracing::debug!(%from, "connection ended: {e}"),
+        Either::Left((Ok(()), _)) => {}
+        Either::Right(_) => tracing::debug!(%from, "an idle connection made room for another"),
     }
-    if let Err(e) = serve_one(stream, shared).await {
-        tracing::debug!(%from, "connection ended: {e}");
-    }
-    drop(place);
 }
 
-async fn serve_one(stream: BoxStream, shared: &Serving) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// What somebody for whom there is no place is told, before anything was read of what he says.
+const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Type: application/json\r\n\
+    Content-Length: 57\r\n\r\n{\"error\":\"busy\",\"message\":\"too many connections at once\"}";
+
+async fn serve_one(
+    stream: BoxStream,
+    shared: &Serving,
+    place: &Place,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let limits = &shared.limits;
     let (stream, vectored, h2) = match &shared.tls {
         None => (stream, true, false),
@@ -205,7 +210,11 @@ async fn serve_one(stream: BoxStream, shared: &Serving) -> Result<(), Box<dyn st
     };
     let io = HyperIo::new(stream, vectored, shared.rt.clone(), limits.write_stall);
     let router = shared.router.clone();
-    let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request));
+    let seat = place.seat();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (router, seat) = (router.clone(), seat.clone());
+        async move { Ok::<_, Infallible>(seat.serve(router, request).await) }
+    });
     let timer = HyperTimer(shared.rt.clone());
     if h2 {
         let mut serving = pin!(

@@ -375,7 +375,8 @@ impl FileService for VfsFiles {
                     FileKind::Dir => todo.push((stat.ino, full)),
                     FileKind::File => {
                         let (size, mtime) = (stat.size, stat.mtime);
-                        return sink(&full, &Meta { kind: FileKind::File, size, mtime, etag: String::new() });
+                        let etag = self.0.vfs.content(stat.ino).map_or_else(String::new, |d| hex(&d.0));
+                        return sink(&full, &Meta { kind: FileKind::File, size, mtime, etag });
                     }
                     FileKind::Link | FileKind::Other => {}
                 }

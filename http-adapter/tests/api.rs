@@ -31,7 +31,7 @@ fn identity_and_health<R: Runtime>(rt: R) {
     assert_eq!((get(at, "/v1/ready").status, get(at, "/v1/ready").json()), (503, json!({"ready": false})));
     assert_eq!(get(at, "/v1/node").json(), json!({"id": "node-1"}));
     let version = get(at, "/v1/version");
-    assert_eq!(version.text(), format!("{}-dev", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version.text(), env!("CARGO_PKG_VERSION"));
     assert!(version.header("content-type").unwrap().starts_with("text/plain"));
     let time = get(at, "/v1/time").json()["unix"].as_u64().unwrap();
     assert!(time > 1_600_000_000_000_000_000, "nanoseconds: {time}");
@@ -331,6 +331,8 @@ fn lists<R: Runtime>(rt: R) {
     assert_eq!(all.len(), 3001);
     assert_eq!(all[7]["path"], format!("d/0007-{}", "x".repeat(60)));
     assert_eq!(all[7]["size"], 3);
+    let stat = get(at, &format!("/v1/file?path=d/0007-{}", "x".repeat(60)));
+    assert_eq!(stat.header("etag"), Some(format!("\"{}\"", all[7]["digest"].as_str().unwrap()).as_str()));
     assert!(all[7]["mtime"].as_i64().unwrap() > 1_600_000_000_000_000_000);
     assert_eq!((&all[3000]["path"], &all[3000]["raw"]), (&json!("\u{fffd}"), &json!("%FF")));
     let mut root = get(at, "/v1/list").json().as_array().unwrap().clone();

@@ -4,6 +4,7 @@ mod support;
 
 use ice_host::runtime::Runtime;
 use ice_http::Limits;
+use ice_testing::until;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -71,30 +72,60 @@ fn clients_that_take_nothing_are_cut_off<R: Runtime>(rt: R) {
     node.stop();
 }
 
-fn connections_are_counted<R: Runtime>(rt: R) {
-    let limits = Limits { connections: 4, ..Limits::default() };
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// Asks on a connection of its own, which may be refused before anything is said.
+fn ask_once(at: std::net::SocketAddr, path: &str) -> Vec<u8> {
+    let mut stream = connect(at);
+    let _ = write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    rest(&mut stream)
+}
+
+fn connections_at_work_are_counted_and_peers_have_places_of_their_own<R: Runtime>(rt: R) {
+    let limits = Limits { connections: 4, peer_places: 1, ..Limits::default() };
     let mut node = Node::start(rt, Setup { limits, ..Setup::default() });
     let at = node.address;
-    let mut open: Vec<TcpStream> = (0..4).map(|_| connect(at)).collect();
-    for stream in &mut open {
-        // To be sure that it is being served.
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        read_answer(stream, false).unwrap();
+    let mut busy: Vec<TcpStream> = (0..3).map(|_| connect(at)).collect();
+    for (i, stream) in busy.iter_mut().enumerate() {
+        write!(stream, "PUT /v1/file?path=f{i} HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc").unwrap();
     }
-    assert!(rest(&mut connect(at)).starts_with(b"HTTP/1.1 503"));
-    drop(open.pop());
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut again = connect(at);
-        // It may be refused, and closed, before it has said a word.
-        let _ = again.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        if rest(&mut again).starts_with(b"HTTP/1.1 200") {
-            break;
-        }
-        assert!(Instant::now() < deadline, "a place was not given back");
-        std::thread::sleep(Duration::from_millis(10));
+    until("all are at work", || std::fs::read_dir(node.dir.path()).unwrap().count() == 3);
+    let refused = ask_once(at, "/health");
+    assert!(refused.starts_with(b"HTTP/1.1 503"), "{:?}", String::from_utf8_lossy(&refused));
+    let text = String::from_utf8_lossy(&refused).into_owned();
+    assert!(text.ends_with(r#"{"error":"busy","message":"too many connections at once"}"#), "{text}");
+    // What a peer would say is heard, and found to be incomplete.
+    assert!(ask_once(at, "/v1/peer").starts_with(b"HTTP/1.1 426"));
+    busy[0].write_all(b"def").unwrap();
+    assert_eq!(read_answer(&mut busy[0], false).unwrap().status, 204);
+    until("a place was given back", || ask_once(at, "/health").starts_with(b"HTTP/1.1 200"));
+    node.stop();
+}
+
+fn idle_connections_make_room_strangers_first<R: Runtime>(rt: R) {
+    let limits = Limits { connections: 4, ..Limits::default() };
+    let mut node = Node::start(rt, Setup { limits, token: Some("s3cret"), ..Setup::default() });
+    let at = node.address;
+    let member = b"GET /v1/node HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s3cret\r\n\r\n";
+    let mut known = connect(at);
+    known.write_all(member).unwrap();
+    assert_eq!(read_answer(&mut known, false).unwrap().status, 200);
+    // Some that say something, some that do not.
+    let strangers: Vec<TcpStream> = (0..20)
+        .map(|i| {
+            let mut stream = connect(at);
+            if i % 2 == 0 {
+                stream.write_all(HEALTH).unwrap();
+                assert_eq!(read_answer(&mut stream, false).unwrap().status, 200);
+            }
+            stream
+        })
+        .collect();
+    for mut gone in strangers.into_iter().take(10) {
+        assert!(rest(&mut gone).is_empty(), "it was closed");
     }
-    drop(open);
+    known.write_all(member).unwrap();
+    assert_eq!(read_answer(&mut known, false).unwrap().status, 200, "who belongs here stays");
     node.stop();
 }
 
@@ -222,7 +253,8 @@ suite!(
     slow_heads_are_cut_off,
     slow_bodies_are_cut_off,
     clients_that_take_nothing_are_cut_off,
-    connections_are_counted,
+    connections_at_work_are_counted_and_peers_have_places_of_their_own,
+    idle_connections_make_room_strangers_first,
     nonsense_is_refused,
     noise_does_no_harm,
     stops_gracefully,

@@ -111,10 +111,15 @@ impl Fixture {
     }
 
     fn all(&self) -> Vec<String> {
+        self.digests().into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// All files with what lists say of their digests.
+    fn digests(&self) -> Vec<(String, String)> {
         let mut all = Vec::new();
         self.files
-            .walk(&mut |path, _| {
-                all.push(String::from_utf8_lossy(path).into_owned());
+            .walk(&mut |path, meta| {
+                all.push((String::from_utf8_lossy(path).into_owned(), meta.etag.clone()));
                 true
             })
             .unwrap();
@@ -146,6 +151,7 @@ fn files_come_and_go() {
     assert_eq!(fs::read(f.dir.path().join("a/b/c")).unwrap(), b"hello");
     assert_eq!(f.get("a/b/c").unwrap(), b"hello");
     assert_eq!(f.files.stat(&rel("a/b/c")).unwrap(), meta);
+    assert_eq!(f.digests(), [("a/b/c".to_owned(), hex(b"hello"))]);
     let mode = |path: &str| fs::metadata(f.dir.path().join(path)).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode("a"), mode("a/b"), mode("a/b/c")), (0o755, 0o755, 0o644));
     assert_eq!(f.put("a", b"x"), Err(Errno::ISDIR));

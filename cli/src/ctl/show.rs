@@ -22,7 +22,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 
 /// `version`
 pub fn version(s: &mut Session<'_>) -> Result<u8> {
-    let version = env!("CARGO_PKG_VERSION");
+    let version = ice_host::VERSION;
     if s.json {
         writeln!(s.out, "{}", json!({ "version": version }))?;
     } else {
@@ -150,9 +150,11 @@ pub fn status(s: &mut Session<'_>) -> Result<u8> {
         let left = if peer.get("left").and_then(Value::as_bool) == Some(true) { "\tleft" } else { "" };
         let why = text(peer, "why");
         let why = if why.is_empty() || why == "-" { String::new() } else { format!("\t({why})") };
+        let version = text(peer, "version");
+        let version = if version == "-" { String::new() } else { format!("\tversion {version}") };
         let (name, state) = (text(peer, "name"), text(peer, "state"));
         let (urls, behind) = (urls.join(" "), bytes(behind));
-        writeln!(s.out, "peer       {name}\t{state}\tlag {ops} operations, {behind}{left}\t{urls}{why}")?;
+        writeln!(s.out, "peer       {name}\t{state}\tlag {ops} operations, {behind}{left}{version}\t{urls}{why}")?;
     }
     Ok(code)
 }

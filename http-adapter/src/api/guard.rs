@@ -3,6 +3,7 @@
 use super::error::Failure;
 use super::{Shared, is_safe};
 use crate::peer::same_secret;
+use crate::places::{Seat, is_peers};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -14,6 +15,13 @@ pub(super) async fn guard(State(app): State<Shared>, request: Request, next: Nex
     let secured = path.starts_with("/v1/") && path != "/v1/ready";
     if secured && !authorized(app.config.token.as_deref(), request.headers()) {
         return Failure::unauthorized().into_response();
+    }
+    // Where there is no token, everybody belongs here: then those who ask what only nodes ask.
+    if secured
+        && (app.config.token.is_some() || is_peers(path))
+        && let Some(seat) = request.extensions().get::<Seat>()
+    {
+        seat.known();
     }
     if !is_safe(request.method()) && cross_site(request.headers()) {
         return Failure::new(

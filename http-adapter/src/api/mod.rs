@@ -23,8 +23,6 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use node::version_text;
-
 /// What the API asks of the node. Calls may block for a short while, `sync` for its timeout.
 pub trait Cluster: Send + Sync + 'static {
     /// `node_id`.

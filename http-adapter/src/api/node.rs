@@ -20,11 +20,6 @@ use serde_json::{Value, json};
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The version as the API shows it: that of the package, marked as not released.
-pub(crate) fn version_text() -> String {
-    format!("{}-dev", ice_host::VERSION)
-}
-
 /// Bytes of a list that are gathered before they are sent.
 const ARRAY_PIECE_BYTES: usize = 64 * 1024;
 /// Pieces of a list that wait for a slow client.
@@ -55,8 +50,8 @@ pub(super) async fn time() -> Json<Value> {
     Json(json!({ "unix": u64::try_from(now).unwrap_or(u64::MAX) }))
 }
 
-pub(super) async fn version() -> String {
-    version_text()
+pub(super) async fn version() -> &'static str {
+    ice_host::VERSION
 }
 
 pub(super) async fn node(State(app): State<Shared>) -> Json<Value> {
@@ -65,7 +60,15 @@ pub(super) async fn node(State(app): State<Shared>) -> Json<Value> {
 
 pub(super) async fn status(State(app): State<Shared>) -> Result<Json<Value>, Failure> {
     let cluster = app.cluster.clone();
-    app.rt.blocking(move || cluster.status()).await.map(Json).map_err(Failure::internal)
+    let mut status = app.rt.blocking(move || cluster.status()).await.map_err(Failure::internal)?;
+    if let Some(peers) = status.get_mut("peers").and_then(Value::as_array_mut) {
+        let versions = app.net.versions();
+        for peer in peers {
+            let version = peer["replica"].as_str().and_then(|replica| versions.get(replica));
+            peer["version"] = version.cloned().into();
+        }
+    }
+    Ok(Json(status))
 }
 
 pub(super) async fn conflicts(State(app): State<Shared>) -> Result<Json<Value>, Failure> {
@@ -122,11 +125,17 @@ fn named(key: &str, bytes: &[u8], mut entry: Value) -> Value {
     entry
 }
 
-/// All regular files of the volume.
+/// All regular files of the volume; each with its digest, if that is known without reading it.
 pub(super) async fn index(State(app): State<Shared>) -> Result<Response, Failure> {
     let files = app.files.clone();
     stream_array(&app, move |add| {
-        files.walk(&mut |path, meta| add(named("path", path, json!({"size": meta.size, "mtime": meta.mtime_ns()}))))
+        files.walk(&mut |path, meta| {
+            let mut line = json!({"size": meta.size, "mtime": meta.mtime_ns()});
+            if !meta.etag.is_empty() {
+                line["digest"] = meta.etag.as_str().into();
+            }
+            add(named("path", path, line))
+        })
     })
     .await
 }

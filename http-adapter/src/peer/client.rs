@@ -31,6 +31,15 @@ const BUFFER_MAX_BYTES: usize = 1024 * 1024;
 
 type Sender = SendRequest<Empty<Bytes>>;
 
+/// A connection that speaks the peers' protocol from here on.
+pub(crate) struct Upgraded {
+    pub(crate) stream: BoxStream,
+    /// What has already arrived on it.
+    pub(crate) early: Bytes,
+    /// Which version of the program the other side says it is.
+    pub(crate) version: Option<String>,
+}
+
 /// Speaks HTTP to peers.
 pub(crate) struct Client {
     rt: Rt,
@@ -151,14 +160,15 @@ impl Client {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Opens a peer connection: the stream, and what has already arrived on it.
-    pub(crate) async fn upgrade(&self, url: &BaseUrl) -> Result<(BoxStream, Bytes), String> {
+    /// Opens a peer connection.
+    pub(crate) async fn upgrade(&self, url: &BaseUrl) -> Result<Upgraded, String> {
         let nonce = super::nonce().map_err(|e| e.to_string())?;
         let request = self
             .get(url, super::PEER_PATH)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, super::PROTOCOL)
             .header(super::NONCE_HEADER, &nonce)
+            .header(super::VERSION_HEADER, ice_host::VERSION)
             .body(Empty::new())
             .map_err(|e| format!("bad request: {e}"))?;
         let mut sender = self.connect(url).await?;
@@ -172,10 +182,11 @@ impl Client {
                 return Err("it cannot prove that it knows the token: not a node of this cluster".into());
             }
         }
+        let version = super::version_in(response.headers());
         let upgraded = self.rt.timeout(ANSWER_LIMIT, upgrade::on(response)).await;
         let upgraded = upgraded.map_err(|e| e.to_string())?.map_err(|e| format!("upgrade failed: {e}"))?;
         let parts = upgraded.downcast::<HyperIo>().map_err(|_| "upgraded to a foreign stream".to_owned())?;
-        Ok((parts.io.into_stream(), parts.read_buf))
+        Ok(Upgraded { stream: parts.io.into_stream(), early: parts.read_buf, version })
     }
 
     /// The words of an answer that is not the hoped-for one.

@@ -1,5 +1,6 @@
 //! One peer connection: frames in, frames out, until one side ends it.
 
+use super::client::Upgraded;
 use super::net::Inner;
 use crate::io::Idle;
 use bytes::{Bytes, BytesMut};
@@ -42,35 +43,22 @@ fn follow<'a, 'b>(follower: &'b Follow<'a>) -> std::sync::MutexGuard<'b, Followe
     follower.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Serves a connection from `Up` to `Down`. `early` has arrived on it already.
-pub(super) async fn run(
-    net: &Inner,
-    link: LinkId,
-    queue: &Queue,
-    stream: BoxStream,
-    early: Bytes,
-    dialled: Option<String>,
-) {
+/// Serves a connection from `Up` to `Down`.
+pub(super) async fn run(net: &Inner, link: LinkId, queue: &Queue, connection: Upgraded, dialled: Option<String>) {
     net.event(Event::Link(LinkEvent::Up { link, dialled: dialled.clone() }));
-    let why = converse(net, link, queue, stream, early, dialled.as_deref()).await;
+    let why = converse(net, link, queue, connection, dialled.as_deref()).await;
     net.forget_link(link);
     net.event(Event::Link(LinkEvent::Down { link, why }));
 }
 
 /// Reads and writes until the end, and says why it came.
-async fn converse(
-    net: &Inner,
-    link: LinkId,
-    queue: &Queue,
-    stream: BoxStream,
-    early: Bytes,
-    dialled: Option<&str>,
-) -> String {
+async fn converse(net: &Inner, link: LinkId, queue: &Queue, connection: Upgraded, dialled: Option<&str>) -> String {
     let peer = dialled.map_or_else(|| link.to_string(), str::to_owned);
     let follower = Mutex::new(Follower::new(&net.counters, peer));
-    let (input, output) = stream.split();
+    let (input, output) = connection.stream.split();
     let mut writing = pin!(write_all(net, queue, output, &follower));
-    let reading = pin!(read_all(net, link, input, early, &follower, dialled));
+    let reading =
+        pin!(read_all(net, link, input, (connection.early, connection.version.as_deref()), &follower, dialled));
     match select(reading, writing.as_mut()).await {
         Either::Left((why, _)) => {
             if let Ended::Refused(why) = &why {
@@ -106,7 +94,7 @@ async fn read_all(
     net: &Inner,
     link: LinkId,
     mut input: ReadHalf<BoxStream>,
-    early: Bytes,
+    (early, version): (Bytes, Option<&str>),
     follower: &Follow<'_>,
     dialled: Option<&str>,
 ) -> Ended {
@@ -119,7 +107,7 @@ async fn read_all(
                 Ok(None) => break,
                 Ok(Some(received)) => {
                     let now = Instant::now();
-                    net.overheard(received.message(), dialled);
+                    net.overheard(received.message(), dialled, version);
                     {
                         let mut follower = follow(follower);
                         if let (None, Message::Hello(hello)) = (dialled, received.message())

@@ -26,6 +26,18 @@ pub(crate) const NONCE_HEADER: &str = "icecluster-nonce";
 /// The answerer's proof that it knows the token too.
 pub(crate) const PROOF_HEADER: &str = "icecluster-proof";
 
+/// The version of the program that speaks, both ways. For people only: nothing depends on it.
+pub(crate) const VERSION_HEADER: &str = "icecluster-version";
+/// Longest version that is shown.
+const VERSION_MAX_BYTES: usize = 64;
+
+/// The version that the other side says it has, if it looks like one.
+pub(crate) fn version_in(headers: &http::HeaderMap) -> Option<String> {
+    let text = headers.get(VERSION_HEADER)?.to_str().ok()?;
+    let fits = (1..=VERSION_MAX_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    fits.then(|| text.to_owned())
+}
+
 /// What only somebody who knows `token` can answer to `nonce`: BLAKE3 in keyed mode, under a key derived from the token.
 /// Without it a dialler would take orders from whoever answers at the address of a peer.
 pub(crate) fn proof(token: &str, nonce: &str) -> String {

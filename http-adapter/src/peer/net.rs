@@ -1,6 +1,6 @@
 //! The transport of a node: its peer connections and content transfers.
 
-use super::client::Client;
+use super::client::{Client, Upgraded};
 use super::fetch;
 use super::link;
 use crate::rt::Rt;
@@ -15,7 +15,7 @@ use ice_core::ids::{LinkId, ReplicaId};
 use ice_core::limits::{FETCHES_IN_FLIGHT_MAX, MEMBERS_MAX, URLS_PER_MEMBER_MAX};
 use ice_core::message::{MemberInfo, Message};
 use ice_host::payload::PayloadPool;
-use ice_host::runtime::{BoxStream, Runtime};
+use ice_host::runtime::Runtime;
 use ice_host::transport::counters::Counters;
 use ice_host::transport::frame;
 use ice_host::transport::queue::{Outgoing, Queue};
@@ -66,6 +66,8 @@ pub(super) struct Inner {
     dials: AtomicUsize,
     fetches: Mutex<Fetches>,
     directory: Mutex<Directory>,
+    /// Which version of the program each member last said it is, by the member's number as status shows it.
+    versions: Mutex<BTreeMap<String, String>>,
     stopped: Stopped,
     stop: Mutex<Option<oneshot::Sender<()>>>,
     /// Content requests being served.
@@ -131,6 +133,7 @@ impl Net {
             dials: AtomicUsize::new(0),
             fetches: Mutex::default(),
             directory: Mutex::default(),
+            versions: Mutex::default(),
             stopped,
             stop: Mutex::new(Some(stop)),
             serving: AtomicUsize::new(0),
@@ -157,6 +160,11 @@ impl Net {
     /// Counters of what each peer was sent.
     pub fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    /// Which version of the program each member last said it is, by the member's number as status shows it.
+    pub(crate) fn versions(&self) -> BTreeMap<String, String> {
+        lock(&self.0.versions).clone()
     }
 
     pub(super) fn inner(&self) -> &Arc<Inner> {
@@ -228,9 +236,20 @@ impl Inner {
     }
 
     /// Learns addresses from what members say. They are authenticated.
-    pub(super) fn overheard(&self, message: &Message, dialled: Option<&str>) {
+    pub(super) fn overheard(&self, message: &Message, dialled: Option<&str>, version: Option<&str>) {
         match message {
-            Message::Hello(hello) => lock(&self.directory).learn(&hello.member, dialled),
+            Message::Hello(hello) => {
+                lock(&self.directory).learn(&hello.member, dialled);
+                let (mut versions, member) = (lock(&self.versions), hello.member.replica.to_string());
+                match version {
+                    Some(version) if versions.len() < MEMBERS_MAX || versions.contains_key(&member) => {
+                        versions.insert(member, version.to_owned());
+                    }
+                    Some(_) => {}
+                    // It does not say any more.
+                    None => drop(versions.remove(&member)),
+                }
+            }
             Message::Members(members) => {
                 let mut directory = lock(&self.directory);
                 for member in members.iter().take(MEMBERS_MAX) {
@@ -259,14 +278,14 @@ impl Inner {
     }
 
     /// Takes a connection over, until its end.
-    pub(super) async fn carry(&self, stream: BoxStream, early: Bytes, dialled: Option<String>) {
+    pub(super) async fn carry(&self, connection: Upgraded, dialled: Option<String>) {
         let link = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
         let queue = Arc::new(Queue::new());
         lock(&self.links).insert(link, queue.clone());
         if lock(&self.stop).is_none() {
             queue.close("this node stops");
         }
-        link::run(self, link, &queue, stream, early, dialled).await;
+        link::run(self, link, &queue, connection, dialled).await;
     }
 
     fn dial(self: Arc<Inner>, url: String) {
@@ -279,7 +298,7 @@ impl Inner {
             };
             self.dials.fetch_sub(1, Ordering::Relaxed);
             match outcome {
-                Ok((stream, early)) => self.carry(stream, early, Some(url)).await,
+                Ok(connection) => self.carry(connection, Some(url)).await,
                 Err(why) => {
                     tracing::debug!(url, why, "dial failed");
                     self.event(Event::Link(LinkEvent::DialFailed { url, why }));
@@ -288,7 +307,7 @@ impl Inner {
         });
     }
 
-    async fn dial_one(&self, url: &str) -> Result<(BoxStream, Bytes), String> {
+    async fn dial_one(&self, url: &str) -> Result<Upgraded, String> {
         let parsed = BaseUrl::parse(url).map_err(|e| e.to_string())?;
         let dialling = self.rt.timeout(DIAL_LIMIT, self.client.upgrade(&parsed));
         match select(pin!(dialling), self.stopped.wait()).await {

@@ -1,5 +1,6 @@
 //! The answering side: upgrades, and content for peers.
 
+use super::client::Upgraded;
 use super::net::{Inner, Net};
 use crate::api::error::Failure;
 use crate::io::HyperIo;
@@ -57,6 +58,7 @@ async fn upgrade(State(net): State<Arc<Inner>>, mut request: Request) -> Result<
         return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "no further peer connection now"));
     }
     let nonce = request.headers().get(super::NONCE_HEADER).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+    let version = super::version_in(request.headers());
     let Some(upgraded) = request.extensions_mut().remove::<OnUpgrade>() else {
         return Err(Failure::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", "upgrades need HTTP/1.1"));
     };
@@ -64,7 +66,10 @@ async fn upgrade(State(net): State<Arc<Inner>>, mut request: Request) -> Result<
     net.rt.spawn(async move {
         match carrying.rt.timeout(UPGRADE_LIMIT, upgraded).await {
             Ok(Ok(upgraded)) => match upgraded.downcast::<HyperIo>() {
-                Ok(parts) => carrying.carry(parts.io.into_stream(), parts.read_buf, None).await,
+                Ok(parts) => {
+                    let (stream, early) = (parts.io.into_stream(), parts.read_buf);
+                    carrying.carry(Upgraded { stream, early, version }, None).await;
+                }
                 Err(_) => tracing::error!("a peer connection came on a foreign stream"),
             },
             Ok(Err(e)) => tracing::debug!("a peer's upgrade failed: {e}"),
@@ -75,6 +80,7 @@ async fn upgrade(State(net): State<Arc<Inner>>, mut request: Request) -> Result<
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static(super::PROTOCOL));
+    headers.insert(super::VERSION_HEADER, HeaderValue::from_static(ice_host::VERSION));
     if let Some(token) = &net.token
         && let Ok(proof) = HeaderValue::from_str(&super::proof(token, &nonce))
     {
