@@ -9,10 +9,13 @@
 //! bytes are the hashes of another's blocks; the length stands last so that a stream of unknown length can be digested.
 
 use ice_core::op::ContentDigest;
+use rustix::fs::SeekFrom;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 /// Bytes per block.
 pub const BLOCK_BYTES: u64 = 256 * 1024;
@@ -26,18 +29,112 @@ pub fn of_bytes(bytes: &[u8]) -> ContentDigest {
     h.finalize()
 }
 
-/// Digest of the first `len` bytes of `file`, whatever its position. `UnexpectedEof` if the file is shorter.
+/// Digest of the first `len` bytes of `file`. Holes are not read. `UnexpectedEof` if the file is shorter. May move the position of
+/// the descriptor.
 pub fn of_file(file: &File, len: u64) -> io::Result<ContentDigest> {
-    let mut h = Hasher::new();
-    let mut buf = vec![0; BLOCK_BYTES.min(len) as usize];
-    let mut at = 0;
-    while at < len {
-        let part = &mut buf[..BLOCK_BYTES.min(len - at) as usize];
-        file.read_exact_at(part, at)?;
-        h.update(part);
-        at += part.len() as u64;
+    Ok(Blocks::of_file(file, len)?.root())
+}
+
+/// The hash of `len` zeros, a block at most.
+pub fn zeros(len: u64) -> [u8; 32] {
+    static WHOLE: OnceLock<[u8; 32]> = OnceLock::new();
+    let of = |len: u64| *blake3::hash(&vec![0; len as usize]).as_bytes();
+    if len == BLOCK_BYTES { *WHOLE.get_or_init(|| of(BLOCK_BYTES)) } else { of(len.min(BLOCK_BYTES)) }
+}
+
+/// Block hashes that are known without reading: for the number of a block, its length and its hash.
+pub type Known = BTreeMap<u64, (u64, [u8; 32])>;
+
+/// Hashes blocks of a file while its bytes pass by in order, beginning anywhere.
+#[derive(Clone)]
+pub struct BlockStream {
+    at: u64,
+    /// `at` is in a block whose beginning did not pass.
+    blind: bool,
+    hasher: blake3::Hasher,
+}
+
+impl std::fmt::Debug for BlockStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockStream").field("at", &self.at).finish_non_exhaustive()
     }
-    Ok(h.finalize())
+}
+
+impl BlockStream {
+    /// The next byte that passes is the one at `at`.
+    pub fn new(at: u64) -> BlockStream {
+        BlockStream { at, blind: !at.is_multiple_of(BLOCK_BYTES), hasher: blake3::Hasher::new() }
+    }
+
+    /// Where the next byte belongs.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// The next bytes pass. Blocks that end are put into `known`.
+    pub fn push(&mut self, mut bytes: &[u8], known: &mut Known) {
+        while !bytes.is_empty() {
+            let index = self.at / BLOCK_BYTES;
+            let left = BLOCK_BYTES - self.at % BLOCK_BYTES;
+            let (part, rest) = bytes.split_at((left.min(bytes.len() as u64)) as usize);
+            if !self.blind {
+                self.hasher.update(part);
+            }
+            self.at += part.len() as u64;
+            bytes = rest;
+            if part.len() as u64 == left {
+                if !self.blind {
+                    known.insert(index, (BLOCK_BYTES, *self.hasher.finalize().as_bytes()));
+                }
+                self.blind = false;
+                self.hasher.reset();
+            }
+        }
+    }
+
+    /// The block that has not ended, as far as it came.
+    pub fn unfinished(&self, known: &mut Known) {
+        let len = self.at % BLOCK_BYTES;
+        if len > 0 && !self.blind {
+            known.insert(self.at / BLOCK_BYTES, (len, *self.hasher.finalize().as_bytes()));
+        }
+    }
+}
+
+/// Tells data from holes.
+struct Holes<'f> {
+    file: &'f File,
+    /// From the first to the second there is a hole, from there to the third data.
+    seen: (u64, u64, u64),
+}
+
+impl<'f> Holes<'f> {
+    fn of(file: &'f File) -> Holes<'f> {
+        Holes { file, seen: (0, 0, 0) }
+    }
+
+    /// The whole range is a hole. `false` if the file system does not say.
+    fn cover(&mut self, range: &Range<u64>) -> bool {
+        if range.start < self.seen.0 || range.start >= self.seen.2 {
+            self.seen = self.look(range.start);
+        }
+        range.start >= self.seen.0 && range.end <= self.seen.1
+    }
+
+    fn look(&self, at: u64) -> (u64, u64, u64) {
+        match rustix::fs::seek(self.file, SeekFrom::Data(at)) {
+            Ok(data) => {
+                let end = rustix::fs::seek(self.file, SeekFrom::Hole(data)).unwrap_or(u64::MAX);
+                (at, data, end.max(data + 1))
+            }
+            // Nothing but a hole up to the end.
+            Err(rustix::io::Errno::NXIO) => match self.file.metadata() {
+                Ok(meta) => (at, meta.len().max(at), u64::MAX),
+                Err(_) => (at, at, u64::MAX),
+            },
+            Err(_) => (at, at, u64::MAX),
+        }
+    }
 }
 
 /// Digests bytes as they come, in order, in constant memory.
@@ -133,6 +230,15 @@ impl Blocks {
         Ok(blocks)
     }
 
+    /// Of a file of `len` zeros.
+    pub fn of_zeros(len: u64) -> Blocks {
+        let mut hashes = vec![zeros(BLOCK_BYTES.min(len)); len.div_ceil(BLOCK_BYTES) as usize];
+        if let Some(last) = hashes.last_mut() {
+            *last = zeros(len - (len - 1) / BLOCK_BYTES * BLOCK_BYTES);
+        }
+        Blocks { hashes, len }
+    }
+
     /// Of a file of `len` bytes whose block hashes are known from elsewhere. `None` if there are not as many as it has
     /// blocks. Compare [`Blocks::root`] with the file's digest before believing them.
     pub fn from_hashes(hashes: Vec<[u8; 32]>, len: u64) -> Option<Blocks> {
@@ -143,8 +249,19 @@ impl Blocks {
     /// counts as changed without being named). Reads and hashes the touched blocks, each once.
     ///
     /// A file that was cut and grew again in the meantime has zeros where it had bytes: that range must be in `dirty`.
-    /// After an error nothing is changed.
+    /// After an error nothing is changed. Holes are not read. May move the position of the descriptor.
     pub fn update(&mut self, file: &File, len: u64, dirty: impl IntoIterator<Item = Range<u64>>) -> io::Result<()> {
+        self.update_knowing(file, len, dirty, &Known::new())
+    }
+
+    /// [`Blocks::update`], without reading those of the touched blocks that are known.
+    pub fn update_knowing(
+        &mut self,
+        file: &File,
+        len: u64,
+        dirty: impl IntoIterator<Item = Range<u64>>,
+        known: &Known,
+    ) -> io::Result<()> {
         let count = len.div_ceil(BLOCK_BYTES);
         let mut touched: Vec<u64> = Vec::new();
         for range in dirty {
@@ -160,13 +277,22 @@ impl Blocks {
         touched.sort_unstable();
         touched.dedup();
 
-        let mut buf = vec![0; if touched.is_empty() { 0 } else { BLOCK_BYTES.min(len) as usize }];
+        let mut buf = Vec::new();
+        let mut holes = Holes::of(file);
         let mut fresh = Vec::with_capacity(touched.len());
         for index in touched {
             let at = index * BLOCK_BYTES;
-            let part = &mut buf[..BLOCK_BYTES.min(len - at) as usize];
-            file.read_exact_at(part, at)?;
-            fresh.push((index, *blake3::hash(part).as_bytes()));
+            let size = BLOCK_BYTES.min(len - at);
+            let hash = match known.get(&index) {
+                Some((of, hash)) if *of == size => *hash,
+                _ if holes.cover(&(at..at + size)) => zeros(size),
+                _ => {
+                    buf.resize(size as usize, 0);
+                    file.read_exact_at(&mut buf, at)?;
+                    *blake3::hash(&buf).as_bytes()
+                }
+            };
+            fresh.push((index, hash));
         }
         self.hashes.resize(count as usize, [0; 32]);
         for (index, hash) in fresh {
@@ -297,6 +423,58 @@ mod tests {
             }
             prop_assert_eq!(h.len(), len as u64);
             prop_assert_eq!(h.finalize(), of_bytes(&bytes));
+        }
+
+        #[test]
+        fn blocks_that_passed_by_are_those_that_are_read(
+            len in 0usize..1_500_000,
+            cuts in proptest::collection::vec((0usize..1_500_000, any::<bool>()), 0..8),
+        ) {
+            let bytes = sample(len);
+            let f = file_of(&bytes);
+            let mut at: Vec<(usize, bool)> = cuts.into_iter().map(|(c, skip)| (c.min(len), skip)).collect();
+            at.extend([(0, false), (len, false)]);
+            at.sort_unstable();
+            let (mut stream, mut known) = (BlockStream::new(0), Known::new());
+            for pair in at.windows(2) {
+                let (from, to) = (pair[0].0, pair[1].0);
+                if pair[0].1 {
+                    continue;
+                }
+                if stream.at() != from as u64 {
+                    stream = BlockStream::new(from as u64);
+                }
+                stream.push(&bytes[from..to], &mut known);
+            }
+            if stream.at() == len as u64 {
+                stream.unfinished(&mut known);
+            }
+            let all = Blocks::of_file(&f, len as u64).unwrap();
+            for (index, (size, hash)) in &known {
+                prop_assert_eq!((*size, *hash), ((len as u64 - index * BLOCK_BYTES).min(BLOCK_BYTES), all.hashes()[*index as usize]));
+            }
+            // What is known is not read: the file may hold anything there.
+            for index in known.keys() {
+                f.write_all_at(b"another", index * BLOCK_BYTES).unwrap();
+            }
+            f.set_len(len as u64).unwrap();
+            let mut blocks = Blocks::new();
+            blocks.update_knowing(&f, len as u64, [], &known).unwrap();
+            prop_assert_eq!(blocks.root(), of_bytes(&bytes));
+        }
+
+        #[test]
+        fn holes_are_zeros(len in 0u64..4_000_000, runs in proptest::collection::vec((0u64..4_000_000, 1usize..100_000), 0..4)) {
+            let f = tempfile::tempfile().unwrap();
+            let mut bytes = vec![0; len as usize];
+            f.set_len(len).unwrap();
+            for (at, n) in runs {
+                let n = n.min(len.saturating_sub(at) as usize);
+                f.write_all_at(&vec![7; n], at.min(len)).unwrap();
+                bytes[at.min(len) as usize..][..n].fill(7);
+            }
+            prop_assert_eq!(of_file(&f, len).unwrap(), of_bytes(&bytes));
+            prop_assert_eq!(of_file(&f, len + 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         }
 
         #[test]

@@ -16,7 +16,7 @@ use ice_core::tree::Tree;
 use ice_core::wire;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -213,12 +213,18 @@ impl Engine {
 
     /// Waits until everything issued so far is durable as `ack` asks, `timeout` at most.
     pub fn sync(&self, ack: Ack, timeout: Duration) -> Result<u32, Refused> {
+        self.sync_begin(ack, timeout)()
+    }
+
+    /// Has the log synced and the members asked, and returns at once. The result waits for what [`Engine::sync`] waits for.
+    pub fn sync_begin(&self, ack: Ack, timeout: Duration) -> Box<dyn FnOnce() -> Result<u32, Refused> + '_> {
         let span = Span(timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
-        match self.request(Request::Sync { ack, timeout: span }, timeout + Duration::from_secs(5)) {
+        let asked = self.ask(Request::Sync { ack, timeout: span });
+        Box::new(move || match self.answer(asked, timeout + Duration::from_secs(5)) {
             Reply::Synced { copies } => Ok(copies),
             Reply::Failed(why) => Err(why),
             Reply::Changed(_) | Reply::Done => Err(Refused::Unknown),
-        }
+        })
     }
 
     /// Nobody writes this inode any more.
@@ -237,8 +243,13 @@ impl Engine {
     }
 
     fn request(&self, op: Request, limit: Duration) -> Reply {
+        self.answer(self.ask(op), limit)
+    }
+
+    /// Hands a request in. `None`: the node stops.
+    fn ask(&self, op: Request) -> Option<(OpToken, Receiver<Reply>)> {
         if self.stopping.load(Ordering::SeqCst) {
-            return Reply::Failed(Refused::Stopping);
+            return None;
         }
         let token = OpToken(self.tokens.fetch_add(1, Ordering::Relaxed));
         let (tx, rx) = sync_channel(1);
@@ -246,7 +257,11 @@ impl Engine {
         inner.waiting.insert(token, tx);
         inner.events.push_back(Event::Op { token, op });
         self.run(&mut inner, STEPS_PER_CALL);
-        drop(inner);
+        Some((token, rx))
+    }
+
+    fn answer(&self, asked: Option<(OpToken, Receiver<Reply>)>, limit: Duration) -> Reply {
+        let Some((token, rx)) = asked else { return Reply::Failed(Refused::Stopping) };
         match rx.recv_timeout(limit) {
             Ok(reply) => reply,
             Err(_) => {

@@ -450,7 +450,10 @@ fn a_full_disk_is_reported_and_over_when_there_is_room() {
     rig.wait("the refusal", || rig.core.failed.lock().unwrap().contains(&IoError::NoSpace));
     rig.wait("the trouble", || rig.volume.status().troubles.iter().any(|t| t.contains("full")));
     assert!(rig.try_stat("new").is_err() || rig.stat("new").size == 0, "nothing half-made is shown");
-    assert!(rig.volume.stage(&fetch(inode, rig.mint_remote(), &vec![0; 400_000])).is_err());
+    let all = 0..400_000;
+    let mut arriving = rig.volume.stage(&fetch(inode, rig.mint_remote(), &vec![0; 400_000])).unwrap();
+    assert!(arriving.reserve(std::slice::from_ref(&all)).is_err(), "before anything is transferred");
+    drop(arriving);
     rig.unlink("filler");
     rig.core.tree(|t| t.retry());
     rig.core.pump();

@@ -162,9 +162,17 @@ impl Node {
     }
 
     pub fn spawn(&mut self) {
+        self.spawn_through(&[]);
+    }
+
+    /// Through a program that becomes the daemon, with its arguments.
+    pub fn spawn_through(&mut self, wrapper: &[&str]) {
         self.write_config();
         let file = |name: &str| fs::File::create(self.dir.join(name)).expect("a file for its output");
-        let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icecluster"));
+        let mut command = ice_testing::command(wrapper.first().copied().unwrap_or(env!("CARGO_BIN_EXE_icecluster")));
+        if !wrapper.is_empty() {
+            command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_icecluster"));
+        }
         command.arg("-config").arg(self.config_file()).stdout(file("stdout")).stderr(file("stderr"));
         self.process = Some(Process::spawn_for(&mut command, NODE_LIMIT));
     }

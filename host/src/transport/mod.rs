@@ -76,9 +76,14 @@ pub trait Staged: Send + Sync {
     fn have(&self) -> u64;
     /// Another version of the file is here, so that [`Staged::reuse`] may save a transfer.
     fn has_base(&self) -> bool;
-    /// Takes what another version here has in common with the one of these block hashes. The ranges that are still
-    /// missing, in order; neither empty, touching nor overlapping.
+    /// Takes what another version here has in common with the one of these block hashes; blocks of zeros become holes. The
+    /// ranges that are still missing, in order; neither empty, touching nor overlapping.
     fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>>;
+    /// Takes the room for these missing ranges, so that a full disk is met now and not in the middle.
+    fn reserve(&mut self, missing: &[Range<u64>]) -> io::Result<()> {
+        let _ = missing;
+        Ok(())
+    }
     /// Writes bytes within the missing ranges, in order.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// All bytes are written: verifies the digest and makes them durable. `Ok(false)`: they are not the right bytes, and
@@ -92,7 +97,11 @@ pub trait VersionReader: Send + Sync {
     fn size(&self) -> u64;
     /// Reads into `buf`; short only at the end.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
-    /// Hashes of its blocks. Reads all of it.
+    /// A good part of it is holes: its blocks of zeros had better not be sent.
+    fn is_sparse(&self) -> bool {
+        false
+    }
+    /// Hashes of its blocks. Reads all of it but the holes.
     fn blocks(&self) -> io::Result<Blocks>;
     /// True if the bytes read so far were those of the version: asked after the last read, because the file may have
     /// changed meanwhile.

@@ -2,8 +2,9 @@
 
 use super::Shared;
 use super::meta;
-use super::opens::{How, Open};
+use super::opens::{Change, How, Open};
 use super::resolve::Object;
+use crate::digest::Known;
 use crate::vfs::{Opened, Result};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -108,14 +109,19 @@ impl Shared {
             let _writing = handle.node.writing();
             let from = if handle.append { meta::size(&rustix::fs::fstat(&*handle.file)?) } else { offset };
             let end = from.checked_add(data.len() as u64).ok_or(Errno::FBIG)?;
-            self.note_write(&handle.node, &handle.file, from..end)?;
+            let mut change = self.begin_change(&handle.node, &handle.file, from..end, true)?;
             let done = write_all(&handle.file, offset, data, handle.append);
-            if handle.append {
-                // Others may have appended in between: all that is new belongs to one of us.
-                let end = meta::size(&rustix::fs::fstat(&*handle.file)?);
-                self.note_write(&handle.node, &handle.file, from..end.max(from))?;
+            let mut known = Known::new();
+            if let Ok(done) = done {
+                known = change.pass(&data[..done]);
             }
-            self.note_written(&handle.node, &handle.file)?;
+            let st = self.end_change(&handle.node, &handle.file, change, known)?;
+            let now = meta::size(&st);
+            if handle.append && now != end {
+                // Others appended in between: all that is new belongs to one of us, and where ours is nobody knows.
+                let more = self.begin_change(&handle.node, &handle.file, from..now.max(end), false)?;
+                self.end_change(&handle.node, &handle.file, more, Known::new())?;
+            }
             done?
         };
         if handle.sync {
@@ -124,29 +130,28 @@ impl Shared {
         Ok(done)
     }
 
-    /// Before bytes change.
-    fn note_write(&self, node: &Arc<Open>, file: &OwnedFd, bytes: Range<u64>) -> Result<()> {
-        let fresh = {
+    /// Before bytes change. `whole`: all of the range is going to be written, in order.
+    fn begin_change(&self, node: &Arc<Open>, file: impl AsFd, bytes: Range<u64>, whole: bool) -> Result<Change> {
+        let (change, fresh) = {
             let mut state = node.state();
-            if state.expected.is_some() && state.mappers > 0 {
+            if state.expected.is_some() {
                 let st = rustix::fs::fstat(file)?;
                 state.notice(&st);
             }
-            state.mark(bytes, Instant::now())
+            state.begin(bytes, whole, Instant::now())
         };
         if fresh {
             self.opens.note_dirty(node);
         }
-        Ok(())
+        Ok(change)
     }
 
-    /// After bytes changed.
-    fn note_written(&self, node: &Open, file: &OwnedFd) -> Result<()> {
+    /// After bytes changed, or did not. How the file looks now.
+    fn end_change(&self, node: &Open, file: impl AsFd, change: Change, known: Known) -> Result<meta::Raw> {
         let mut state = node.state();
-        if state.mappers > 0 {
-            state.expected = Some(meta::mtime(&rustix::fs::fstat(file)?));
-        }
-        Ok(())
+        let st = rustix::fs::fstat(file);
+        state.end(change, st.as_ref().ok(), known, Instant::now());
+        st
     }
 
     /// `truncate` as part of `setattr`, with the namespace lock held.
@@ -173,23 +178,13 @@ impl Shared {
 
     fn cut(&self, node: &Arc<Open>, file: BorrowedFd<'_>, size: u64) -> Result<()> {
         let _writing = node.writing();
-        let st = rustix::fs::fstat(file)?;
-        let old = meta::size(&st);
-        let fresh = {
-            let mut state = node.state();
-            state.notice(&st);
-            // Also when it grows again later: what was cut off reads as zeros then.
-            state.mark(size.min(old)..size.max(old).max(size.saturating_add(1)), Instant::now())
-        };
-        if fresh {
-            self.opens.note_dirty(node);
-        }
-        rustix::fs::ftruncate(file, size)?;
-        let mut state = node.state();
-        if state.mappers > 0 {
-            state.expected = Some(meta::mtime(&rustix::fs::fstat(file)?));
-        }
-        Ok(())
+        let old = meta::size(&rustix::fs::fstat(file)?);
+        // Also when it grows again later: what was cut off reads as zeros then.
+        let bytes = size.min(old)..size.max(old).max(size.saturating_add(1));
+        let change = self.begin_change(node, file, bytes, false)?;
+        let done = rustix::fs::ftruncate(file, size);
+        self.end_change(node, file, change, Known::new())?;
+        done
     }
 
     pub(crate) fn do_release(&self, fh: u64) {
@@ -213,15 +208,15 @@ impl Shared {
         let moves = flags.intersects(FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE);
         let end = if moves { u64::MAX } else { offset.checked_add(len).ok_or(Errno::FBIG)? };
         if moves {
-            let fresh = handle.node.state().mark_whole(Instant::now());
-            if fresh {
-                self.opens.note_dirty(&handle.node);
-            }
-        } else {
-            self.note_write(&handle.node, &handle.file, offset..end)?;
+            handle.node.state().distrust();
         }
+        let bytes = if moves { 0..1 } else { offset..end };
+        let change = self.begin_change(&handle.node, &handle.file, bytes, false)?;
         let done = rustix::fs::fallocate(&*handle.file, flags, offset, len);
-        self.note_written(&handle.node, &handle.file)?;
+        if moves {
+            handle.node.state().distrust();
+        }
+        self.end_change(&handle.node, &handle.file, change, Known::new())?;
         done
     }
 
@@ -246,10 +241,10 @@ impl Shared {
         let end = to_off.checked_add(len as u64).ok_or(Errno::FBIG)?;
         let done = {
             let _writing = to.node.writing();
-            self.note_write(&to.node, &to.file, to_off..end)?;
+            let change = self.begin_change(&to.node, &to.file, to_off..end, false)?;
             let (mut a, mut b) = (from_off, to_off);
             let done = rustix::fs::copy_file_range(&*from.file, Some(&mut a), &*to.file, Some(&mut b), len);
-            self.note_written(&to.node, &to.file)?;
+            self.end_change(&to.node, &to.file, change, Known::new())?;
             done?
         };
         if to.sync {

@@ -5,7 +5,7 @@
 
 use super::extents::Extents;
 use super::meta::{self, Raw};
-use crate::digest::Blocks;
+use crate::digest::{BLOCK_BYTES, BlockStream, Blocks, Known};
 use crate::vfs::ROOT_INO;
 use ice_core::ids::InodeId;
 use rustix::io::Errno;
@@ -70,8 +70,15 @@ pub(crate) struct State {
     pub(crate) blocks: Option<Blocks>,
     /// Somebody stores through a mapping: writes are no longer all there is.
     pub(crate) mapped: bool,
-    /// Modification time that our own last write left behind, while there are mappers.
+    /// Modification time that our own last change left behind, while there are writers or changes that were not told.
     pub(crate) expected: Option<(i64, u32)>,
+    /// Changes of ours under way: until they have ended the modification time may be theirs.
+    in_flight: u32,
+    /// Hashes of blocks of which every byte passed through us, since the last change of anything in them. Only kept while
+    /// nobody can store through a mapping; good as long as the modification time is the expected one.
+    passed: Known,
+    /// Goes along with who writes in order.
+    stream: Option<BlockStream>,
     /// A sync failed: the bytes may not be what was written, however often it is tried again.
     pub(crate) sync_failed: bool,
     /// Waits in the queue of the content workers.
@@ -112,18 +119,91 @@ impl Open {
     }
 }
 
+/// A change of ours under way.
+pub(crate) struct Change {
+    bytes: Range<u64>,
+    /// The count of changes with this one.
+    writes: u64,
+    stream: Option<BlockStream>,
+}
+
+impl Change {
+    /// Bytes that were written at the beginning of the range. What they are is known then without reading them.
+    pub(crate) fn pass(&mut self, bytes: &[u8]) -> Known {
+        let mut known = Known::new();
+        if let Some(stream) = &mut self.stream {
+            stream.push(bytes, &mut known);
+        }
+        known
+    }
+}
+
 impl State {
+    /// Bytes are going to change. [`State::end`] must follow. `true`: they had not before, so the file belongs on the list of
+    /// dirty ones. `whole`: what is written are all bytes of the range, in order.
+    pub(crate) fn begin(&mut self, bytes: Range<u64>, whole: bool, now: Instant) -> (Change, bool) {
+        let (at, clear) = (bytes.start, whole && self.mappers == 0 && !self.mapped);
+        let stream = self.stream.take().filter(|s| clear && s.at() == at);
+        let stream = stream.or_else(|| (clear && at.is_multiple_of(BLOCK_BYTES)).then(|| BlockStream::new(at)));
+        let fresh = self.mark(bytes.clone(), now);
+        self.in_flight += 1;
+        (Change { bytes, writes: self.writes, stream }, fresh)
+    }
+
+    /// The change has ended and left this state of the file behind. `known`: from [`Change::pass`], if all was written.
+    pub(crate) fn end(&mut self, change: Change, st: Option<&Raw>, known: Known, now: Instant) {
+        self.in_flight -= 1;
+        let alone = self.writes == change.writes && self.mappers == 0 && !self.mapped && st.is_some();
+        // Whoever looked meanwhile may have seen the bytes before.
+        self.mark(change.bytes, now);
+        if alone && let Some(stream) = change.stream {
+            self.passed.extend(known);
+            self.stream = Some(stream);
+        }
+        if let (Some(st), true) = (st, self.expected.is_some()) {
+            self.expected = Some(meta::mtime(st));
+        }
+    }
+
+    /// Takes what is known of blocks that passed. Everything else of the changed bytes has to be read.
+    pub(crate) fn take_passed(&mut self) -> Known {
+        let mut known = std::mem::take(&mut self.passed);
+        if let Some(stream) = &self.stream {
+            stream.unfinished(&mut known);
+        }
+        known
+    }
+
+    /// How many bytes need not be read thanks to that, about.
+    pub(crate) fn passed_bytes(&self) -> u64 {
+        self.passed.len() as u64 * BLOCK_BYTES
+    }
+
     /// Notes that bytes change. `true`: they had not before, so the file belongs on the list of dirty ones.
-    pub(crate) fn mark(&mut self, bytes: Range<u64>, now: Instant) -> bool {
+    fn mark(&mut self, bytes: Range<u64>, now: Instant) -> bool {
+        if !self.passed.is_empty() && bytes.start < bytes.end {
+            let touched = bytes.start / BLOCK_BYTES..bytes.end.div_ceil(BLOCK_BYTES);
+            let gone: Vec<u64> = self.passed.range(touched).map(|(index, _)| *index).collect();
+            gone.iter().for_each(|index| {
+                self.passed.remove(index);
+            });
+        }
+        self.stream = None;
         self.extents.add(bytes);
         self.verify = false;
         self.mark_time(now)
     }
     /// Notes that any byte may have changed.
     pub(crate) fn mark_whole(&mut self, now: Instant) -> bool {
+        self.distrust();
+        self.mark_time(now)
+    }
+    /// Nothing that is known of the bytes holds.
+    pub(crate) fn distrust(&mut self) {
         self.whole = true;
         self.blocks = None;
-        self.mark_time(now)
+        self.passed.clear();
+        self.stream = None;
     }
     fn mark_time(&mut self, now: Instant) -> bool {
         self.writes += 1;
@@ -136,18 +216,17 @@ impl State {
     fn unmap(&mut self, handle: &Handle) {
         if handle.mapper.swap(false, Ordering::Relaxed) {
             self.mappers -= 1;
-            if self.mappers == 0 {
-                self.expected = None;
-                self.mapped = false;
-            }
+            self.mapped &= self.mappers > 0;
         }
     }
     /// Compares with what our own writes left: anything else came through a mapping, or from outside.
     pub(crate) fn notice(&mut self, st: &Raw) {
+        if self.in_flight > 0 && self.mappers == 0 {
+            return;
+        }
         if self.expected.is_some_and(|e| e != meta::mtime(st)) {
-            self.mapped = true;
-            self.whole = true;
-            self.blocks = None;
+            self.mapped = self.mappers > 0;
+            self.distrust();
             self.expected = Some(meta::mtime(st));
         }
     }
@@ -311,6 +390,11 @@ impl Opens {
             state.writers += u32::from(how.write);
             if how.write && how.read {
                 state.mappers += 1;
+                // It may be mapped from now on.
+                state.passed.clear();
+                state.stream = None;
+            }
+            if how.write {
                 state.expected.get_or_insert(meta::mtime(st));
             }
         }
@@ -353,6 +437,9 @@ impl Opens {
             state.files.retain(|f| !Arc::ptr_eq(f, &handle.file));
             state.writers -= u32::from(handle.write);
             state.unmap(handle);
+            if state.writers == 0 && state.dirty.is_none() {
+                state.expected = None;
+            }
         }
         inner.settle(&handle.node);
     }

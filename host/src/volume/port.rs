@@ -39,6 +39,10 @@ pub trait Port: Send + Sync + 'static {
     fn change(&self, changes: Vec<Change>) -> Result<Vec<Result<InodeId, Refused>>, Refused>;
     /// Waits until everything told so far is durable as `ack` asks.
     fn sync(&self, ack: Ack, timeout: Duration) -> Result<u32, Refused>;
+    /// Begins what [`Port::sync`] does. The result waits for its end.
+    fn sync_begin<'p>(&'p self, ack: Ack, timeout: Duration) -> Box<dyn FnOnce() -> Result<u32, Refused> + 'p> {
+        Box::new(move || self.sync(ack, timeout))
+    }
     /// Nobody writes this inode any more.
     fn released(&self, inode: InodeId);
     /// A disk action ended.
@@ -108,6 +112,9 @@ impl Port for Engine {
     }
     fn sync(&self, ack: Ack, timeout: Duration) -> Result<u32, Refused> {
         Engine::sync(self, ack, timeout)
+    }
+    fn sync_begin<'p>(&'p self, ack: Ack, timeout: Duration) -> Box<dyn FnOnce() -> Result<u32, Refused> + 'p> {
+        Engine::sync_begin(self, ack, timeout)
     }
     fn released(&self, inode: InodeId) {
         Engine::released(self, inode);

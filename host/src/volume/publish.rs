@@ -2,7 +2,7 @@
 //!
 //! A digest is told only if it is that of bytes that stood still: the last look is taken while writers of this file wait,
 //! and a file that changes behind our back (through a mapping, or directly in `backing`) is tried again later. Blocks that
-//! did not change since the last time are not read again.
+//! did not change since the last time are not read again, nor those whose bytes all passed through us in order.
 //!
 //! Stores through a mapping do not reach us. The first one into a clean page moves the modification time, so a file whose
 //! time is not the one our own last write left is *mapped*: from then on its pages are cleaned (`fdatasync`) before each
@@ -14,7 +14,7 @@ use super::meta::{self, Raw};
 use super::opens::Open;
 use super::resolve::refused;
 use super::{Ns, Shared};
-use crate::digest::{self, Blocks};
+use crate::digest::{self, Blocks, Known};
 use crate::vfs::Result;
 use bytes::Bytes;
 use ice_core::event::{Ack, Change};
@@ -48,7 +48,7 @@ const MAPPED_LOOK: Duration = Duration::from_secs(5);
 /// How often the list of dirty files is looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// Between two tries for a file that cannot be read.
-const BROKEN_RETRY: Duration = Duration::from_secs(30);
+const BROKEN_RETRY: Duration = Duration::from_secs(10);
 /// How often an installation is tried over a file that a process outside writes.
 const OUTSIDE_RETRY: Duration = Duration::from_secs(1);
 /// Looks without success before it is left for later.
@@ -96,7 +96,8 @@ impl Shared {
                     d.not_before = Some(at);
                 }
                 if *e != Errno::AGAIN && *e != Errno::SHUTDOWN {
-                    let what = format!("the changed bytes of file {:x} cannot be read or told: {e}", open.ino);
+                    let name = open.state().inode.map_or("a file without a name".to_owned(), |i| self.called(i));
+                    let what = format!("the changed bytes of {name:?} cannot be read or told: {e}");
                     self.trouble(&trouble_key(open), what);
                 }
             }
@@ -130,8 +131,7 @@ impl Shared {
             }
             if state.dirty.is_none() && state.extents.is_empty() {
                 // No write of ours: all of it has to be looked at.
-                state.whole = true;
-                state.blocks = None;
+                state.distrust();
             }
         }
         for _ in 0..ROUNDS_MAX {
@@ -158,9 +158,9 @@ impl Shared {
     /// Nothing to tell any more.
     fn drop_dirt(&self, open: &Open) {
         let mut state = open.state();
+        state.distrust();
         state.dirty = None;
         state.whole = false;
-        state.blocks = None;
         state.extents = Extents::default();
     }
 
@@ -192,20 +192,20 @@ impl Shared {
         loop {
             let seen = rustix::fs::fstat(file)?;
             let (size, small) = (meta::size(&seen), meta::size(&seen) <= INLINE_CONTENT_MAX_BYTES);
-            let (blocks, extents, writes) = {
+            let (blocks, extents, passed, writes) = {
                 let mut state = open.state();
                 if small {
                     state.blocks = None;
                     return Ok(Draft { blocks: None, seen, writes: state.writes });
                 }
                 if state.whole {
+                    state.distrust();
                     state.whole = false;
-                    state.blocks = None;
                     state.extents = Extents::default();
                 }
-                (state.blocks.take(), std::mem::take(&mut state.extents), state.writes)
+                (state.blocks.take(), std::mem::take(&mut state.extents), state.take_passed(), state.writes)
             };
-            let read = self.bring_up(file, size, blocks, &extents);
+            let read = self.bring_up(file, size, blocks, &extents, &passed);
             let mut state = open.state();
             match read {
                 Ok(blocks) => {
@@ -219,7 +219,7 @@ impl Shared {
                 }
                 Err(e) => {
                     // Whatever was read is not used.
-                    state.whole = true;
+                    state.distrust();
                     rounds += 1;
                     // Cut while it was read.
                     if e.kind() == std::io::ErrorKind::UnexpectedEof && rounds < ROUNDS_MAX {
@@ -235,18 +235,25 @@ impl Shared {
         }
     }
 
-    fn bring_up(&self, file: &File, size: u64, blocks: Option<Blocks>, changed: &Extents) -> std::io::Result<Blocks> {
+    fn bring_up(
+        &self,
+        file: &File,
+        size: u64,
+        blocks: Option<Blocks>,
+        changed: &Extents,
+        passed: &Known,
+    ) -> std::io::Result<Blocks> {
         let Some(mut blocks) = blocks else {
             let mut blocks = Blocks::new();
             while blocks.len() < size {
                 if self.stopping() {
                     return Err(Errno::SHUTDOWN.into());
                 }
-                blocks.update(file, size.min(blocks.len() + STRIDE_BYTES), [])?;
+                blocks.update_knowing(file, size.min(blocks.len() + STRIDE_BYTES), [], passed)?;
             }
             return Ok(blocks);
         };
-        blocks.update(file, size, changed.ranges())?;
+        blocks.update_knowing(file, size, changed.ranges(), passed)?;
         Ok(blocks)
     }
 
@@ -263,7 +270,7 @@ impl Shared {
             let moved = (meta::mtime(&st), size) != (meta::mtime(&draft.seen), meta::size(&draft.seen));
             if quiet && moved && draft.blocks.is_some() {
                 // Not by a write of ours.
-                state.whole = true;
+                state.distrust();
             }
             if state.whole && draft.blocks.is_some() {
                 return Ok(Told::Later);
@@ -280,8 +287,11 @@ impl Shared {
             }
         } else {
             let Some(mut blocks) = draft.blocks else { return Ok(Told::Later) };
-            let extents = std::mem::take(&mut open.state().extents);
-            if let Err(e) = blocks.update(file, size, extents.ranges()) {
+            let (extents, passed) = {
+                let mut state = open.state();
+                (std::mem::take(&mut state.extents), state.take_passed())
+            };
+            if let Err(e) = blocks.update_knowing(file, size, extents.ranges(), &passed) {
                 open.state().mark_whole(Instant::now());
                 return if e.kind() == std::io::ErrorKind::UnexpectedEof {
                     Ok(Told::Later)
@@ -396,10 +406,12 @@ impl Shared {
         };
         let size = st.map_or(0, |st| meta::size(&st));
         let state = open.state();
+        let sure = !state.whole && !state.mapped;
+        let passed = if sure { state.passed_bytes() } else { 0 };
         match (&state.dirty, &state.blocks) {
             (None, _) => 0,
-            (_, Some(_)) if !state.whole && !state.mapped => state.extents.bytes().min(size),
-            _ => size,
+            (_, Some(_)) if sure => state.extents.bytes().min(size).saturating_sub(passed),
+            _ => size.saturating_sub(passed),
         }
     }
 
@@ -440,6 +452,10 @@ impl Shared {
         } else {
             Told::Yes
         };
+        // The log's sync and the file's run side by side. Either may be durable first (see docs/adr/0006).
+        let port = self.port()?;
+        let acknowledged =
+            (told != Told::Nameless).then(|| port.sync_begin(self.options.ack, self.options.ack_timeout));
         let synced = if data_only { rustix::fs::fdatasync(&*handle.file) } else { rustix::fs::fsync(&*handle.file) };
         if synced.is_err() {
             // The kernel reports a lost write once and then forgets it: nobody may believe a later success.
@@ -449,7 +465,10 @@ impl Shared {
         if handle.node.state().sync_failed {
             return Err(Errno::IO);
         }
-        if told == Told::Nameless { Ok(()) } else { self.sync_core(self.options.ack) }
+        match acknowledged {
+            Some(wait) => wait().map(|_| ()).map_err(refused),
+            None => Ok(()),
+        }
     }
 
     /// Publishes, however much there is to read; gives up after the acknowledgement's time limit.

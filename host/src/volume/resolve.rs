@@ -94,6 +94,20 @@ impl Shared {
         })
     }
 
+    /// How to call a file in words: the path of one of its names, or its id.
+    pub(crate) fn called(&self, inode: InodeId) -> String {
+        let path = self.port().ok().and_then(|port| {
+            port.look(|names| {
+                let spot = names.spots(inode).into_iter().find(|s| matches!(s, Spot::At { .. }))?;
+                let Spot::At { parent, name } = spot else { return None };
+                let (_, mut path) = names.locate(parent)?;
+                path.push(name);
+                Some(path.iter().map(|n| String::from_utf8_lossy(n.as_bytes())).collect::<Vec<_>>().join("/"))
+            })
+        });
+        path.unwrap_or_else(|| inode.to_string())
+    }
+
     /// A descriptor (`O_PATH`) of a directory.
     pub(crate) fn dir(&self, dir: InodeId) -> Result<Arc<OwnedFd>> {
         if let Some(fd) = self.dirs.cached(dir) {

@@ -4,7 +4,7 @@ use super::data::reopen;
 use super::hidden::{list, parse_staged, staged_name};
 use super::meta;
 use super::{Shared, Volume};
-use crate::digest::{self, Blocks};
+use crate::digest::{self, BlockStream, Blocks, Known};
 use crate::transport::{ContentStore, Fetch, Staged, VersionReader, differing};
 use ice_core::event::{IoError, Witness};
 use ice_core::ids::InodeId;
@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 /// Partial content is resumed from a multiple of this.
@@ -31,6 +31,9 @@ struct Arriving {
     /// Whatever version of the file stands in `backing`.
     base: Option<File>,
     have: u64,
+    /// Hashes of the blocks that passed through here in order: they are not read again at the end.
+    known: Known,
+    stream: BlockStream,
 }
 
 impl Staged for Arriving {
@@ -43,22 +46,44 @@ impl Staged for Arriving {
     }
 
     fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>> {
-        let everything: Vec<_> = std::iter::once(0..self.fetch.size).collect();
-        let (Some(base), Some(file)) = (self.base.take(), &self.file) else { return Ok(everything) };
+        let Some(file) = &self.file else { return Ok(Vec::new()) };
+        let filled = differing(blocks, &Blocks::of_zeros(self.fetch.size));
+        let Some(base) = self.base.take() else { return Ok(filled) };
         let here = match Blocks::of_file(&base, base.metadata()?.len()) {
             // It is being cut.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(everything),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(filled),
             here => here?,
         };
-        let missing = differing(blocks, &here);
-        let (mut at, end) = (0, self.fetch.size);
-        for range in missing.iter().cloned().chain(std::iter::once(end..end)) {
-            if copy_range(&base, file, at..range.start)? < range.start - at {
-                return Ok(everything);
+        let missing = common(&filled, &differing(blocks, &here));
+        // What is neither missing nor a hole is in the other version.
+        let mut lacks = missing.iter().cloned().peekable();
+        for range in &filled {
+            let mut at = range.start;
+            while at < range.end {
+                let next = lacks.next_if(|r| r.start < range.end);
+                let upto = next.as_ref().map_or(range.end, |r| r.start);
+                if copy_range(&base, file, at..upto)? < upto - at {
+                    return Ok(filled);
+                }
+                at = next.map_or(range.end, |r| r.end);
             }
-            at = range.end;
         }
         Ok(missing)
+    }
+
+    fn reserve(&mut self, missing: &[Range<u64>]) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        for range in missing {
+            match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, range.start, range.end - range.start) {
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+                Err(e) => {
+                    // Whoever else needs the room may have it until then.
+                    rustix::fs::ftruncate(file, self.have)?;
+                    return Err(e.into());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -67,17 +92,28 @@ impl Staged for Arriving {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "more bytes than were announced"));
         };
         file.write_all_at(bytes, offset)?;
+        if self.stream.at() != offset {
+            self.stream.unfinished(&mut self.known);
+            self.stream = BlockStream::new(offset);
+        }
+        self.stream.push(bytes, &mut self.known);
         if offset <= self.have {
             self.have = self.have.max(end);
         }
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> io::Result<bool> {
+    fn finish(mut self: Box<Self>) -> io::Result<bool> {
         let Fetch { inode, version, size, digest, .. } = self.fetch;
         let Some(file) = &self.file else { return Ok(true) };
-        let right = match digest::of_file(file, size) {
-            Ok(d) => d == digest,
+        self.stream.unfinished(&mut self.known);
+        if file.metadata()?.len() < size {
+            // It ends with a hole.
+            rustix::fs::ftruncate(file, size)?;
+        }
+        let mut blocks = Blocks::new();
+        let right = match blocks.update_knowing(file, size, [], &self.known) {
+            Ok(()) => blocks.root() == digest,
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
             Err(e) => return Err(e),
         };
@@ -91,6 +127,24 @@ impl Staged for Arriving {
         rustix::fs::fsync(tmp)?;
         Ok(true)
     }
+}
+
+/// What is in both lists of ranges; each is in order.
+fn common(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let mut both = Vec::new();
+    while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
+        let (start, end) = (x.start.max(y.start), x.end.min(y.end));
+        if start < end {
+            both.push(start..end);
+        }
+        if x.end <= y.end {
+            a.next()
+        } else {
+            b.next()
+        };
+    }
+    both
 }
 
 /// Copies the same range from one file to another, sharing blocks where the file system can. Short at the end of `from`.
@@ -145,6 +199,12 @@ impl VersionReader for Served {
         Ok(done)
     }
 
+    fn is_sparse(&self) -> bool {
+        // Blocks of the file system beyond the end, for what is appended next, may make up for holes: then it is not said.
+        let held = self.file.metadata().map_or(u64::MAX, |m| m.blocks().saturating_mul(512));
+        held.saturating_add(digest::BLOCK_BYTES) <= self.size
+    }
+
     fn blocks(&self) -> io::Result<Blocks> {
         Blocks::of_file(&self.file, self.size)
     }
@@ -164,7 +224,8 @@ impl ContentStore for Volume {
             None => (None, fetch.size),
         };
         let base = if file.is_some() { self.s.open_base(fetch.inode) } else { None };
-        Ok(Box::new(Arriving { s: Arc::clone(&self.s), fetch: *fetch, file, base, have }))
+        let (known, stream) = (Known::new(), BlockStream::new(have));
+        Ok(Box::new(Arriving { s: Arc::clone(&self.s), fetch: *fetch, file, base, have, known, stream }))
     }
 
     fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>> {
@@ -224,11 +285,6 @@ impl Shared {
         // A crash may have torn the end; the rest is verified with the whole.
         let have = if have > size { 0 } else { have / RESUME_BYTES * RESUME_BYTES };
         rustix::fs::ftruncate(&fd, have)?;
-        // A full disk is better met now than in the middle.
-        match rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, 0, size.max(1)) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-            Err(e) => return Err(e),
-        }
         Ok(Some((File::from(fd), have)))
     }
 

@@ -139,9 +139,10 @@ async fn transfer(
     let whole = staged.have()..fetch.size;
     let mut missing = VecDeque::from([whole]);
     let mut reused = false;
-    if may_reuse && staged.have() == 0 && fetch.size >= REUSE_MIN_BYTES && staged.has_base() {
-        match blocks(net, fetch, &urls).await {
-            Ok(blocks) => {
+    if may_reuse && staged.have() == 0 && fetch.size >= REUSE_MIN_BYTES {
+        match blocks(net, fetch, &urls, !staged.has_base()).await {
+            Ok(None) => {}
+            Ok(Some(blocks)) => {
                 let rest = on_disk(net, move || staged.reuse(&blocks).map(|missing| (staged, missing))).await?;
                 staged = rest.0;
                 missing = rest.1.into();
@@ -151,6 +152,8 @@ async fn transfer(
             Err(why) => tracing::debug!(inode = %fetch.inode, why, "fetching all blocks"),
         }
     }
+    let ranges: Vec<Range<u64>> = missing.iter().cloned().collect();
+    staged = on_disk(net, move || staged.reserve(&ranges).map(|()| staged)).await?;
     let path = format!("{}?{}", super::CONTENT_PATH, query(fetch));
     let mut pump = Pump::new(&net.rt, (staged, 0), |(staged, at): &mut (Box<dyn Staged>, u64), bytes| {
         staged.write_at(*at, bytes)?;
@@ -183,16 +186,27 @@ async fn transfer(
     Ok((pump.finish().await.map_err(pump_failed)?.0, reused))
 }
 
-/// The block hashes of a version, verified by its digest.
-async fn blocks(net: &Arc<Inner>, fetch: &Fetch, urls: &[BaseUrl]) -> Result<Blocks, String> {
+/// The block hashes of a version, verified by its digest. `only_sparse`: nothing unless blocks of zeros make it worth while.
+async fn blocks(
+    net: &Arc<Inner>,
+    fetch: &Fetch,
+    urls: &[BaseUrl],
+    only_sparse: bool,
+) -> Result<Option<Blocks>, String> {
     if fetch.size > super::BLOCKS_OF_MAX_BYTES {
         return Err("too large for a list of blocks".into());
     }
     let url = urls.first().ok_or("no address")?;
-    let path = format!("{}?{}", super::BLOCKS_PATH, query(fetch));
+    let only = if only_sparse { super::ONLY_SPARSE } else { "" };
+    let path = format!("{}?{}{only}", super::BLOCKS_PATH, query(fetch));
     let (sender, response) = net.client.get_range(url, &path, None, BLOCKS_LIMIT).await?;
-    if response.status() != StatusCode::OK {
-        return Err(response.status().to_string());
+    match response.status() {
+        StatusCode::OK => {}
+        StatusCode::NO_CONTENT => {
+            net.client.keep(url, sender);
+            return Ok(None);
+        }
+        other => return Err(other.to_string()),
     }
     let bytes = (fetch.size.div_ceil(BLOCK_BYTES) * 32) as usize;
     let body = Limited::new(response.into_body(), bytes).collect();
@@ -201,7 +215,8 @@ async fn blocks(net: &Arc<Inner>, fetch: &Fetch, urls: &[BaseUrl]) -> Result<Blo
     let body = body.to_bytes();
     let (hashes, rest) = body.as_chunks::<32>();
     let blocks = Blocks::from_hashes(hashes.to_vec(), fetch.size).filter(|_| rest.is_empty());
-    blocks.filter(|b| b.root() == fetch.digest).ok_or_else(|| "the hashes are not those of the version".into())
+    let right = blocks.filter(|b| b.root() == fetch.digest);
+    right.map(Some).ok_or_else(|| "the hashes are not those of the version".into())
 }
 
 type StagePump<F> = Pump<(Box<dyn Staged>, u64), io::Error, F>;

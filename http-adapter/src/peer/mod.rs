@@ -17,6 +17,8 @@ pub(crate) const PEER_PATH: &str = "/v1/peer";
 pub(crate) const CONTENT_PATH: &str = "/v1/peer/content";
 /// Where peers get the hashes of a version's blocks.
 pub(crate) const BLOCKS_PATH: &str = "/v1/peer/blocks";
+/// In the query for blocks: answer with none if the version has no holes to speak of.
+pub(crate) const ONLY_SPARSE: &str = "&only=sparse";
 /// Larger versions are transferred whole: 32 bytes for each block of 256 KiB must fit into memory.
 pub(crate) const BLOCKS_OF_MAX_BYTES: u64 = 64 << 30;
 /// The only protocol spoken after an upgrade. The number changes with the framing; messages carry their own version.

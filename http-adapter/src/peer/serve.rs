@@ -190,9 +190,13 @@ async fn content(State(net): State<Arc<Inner>>, request: Request) -> Result<Resp
 /// The hashes of all blocks, one after the other.
 async fn blocks(State(net): State<Arc<Inner>>, request: Request) -> Result<Response, Failure> {
     let query = request.uri().query().unwrap_or("");
+    let (query, only_sparse) = query.strip_suffix(super::ONLY_SPARSE).map_or((query, false), |q| (q, true));
     let (inode, version) = parse_query(query).ok_or(bad_request("inode and version are needed"))?;
     let place = Place::take(&net).ok_or_else(busy)?;
     let reader = open(&net, inode, version).await?;
+    if only_sparse && !reader.is_sparse() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     if reader.size() > super::BLOCKS_OF_MAX_BYTES {
         return Err(Failure::new(StatusCode::NOT_FOUND, "too_large", "fetch it whole"));
     }
