@@ -78,7 +78,8 @@ pub enum Io {
         commit: Option<u64>,
     },
     /// Change `backing`. Actions in flight never touch the same entry or inode, and a directory is made before and removed
-    /// after what is in it.
+    /// after what is in it. Before it is carried out, all log records emitted so far are handed to the operating system (not
+    /// synced): a process that dies never leaves a change in `backing` whose operation its log does not know.
     Apply {
         /// Answered `Applied` or `Failed`.
         token: IoToken,
@@ -307,6 +308,26 @@ pub enum Reply {
     Done,
     /// Not done.
     Failed(Refused),
+    /// For `Request::Found`: for each what it is. `Refused::Unknown`: its directory is not known.
+    Found(Vec<Result<Sighting, Refused>>),
+}
+
+/// What the tree makes of something that a scan found.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum Sighting {
+    /// This inode (and the tree now believes it here). Its attributes have not been compared. For nothing: it is where it
+    /// should be.
+    Known(InodeId),
+    /// The newer edition of a file, which still stands as the older object under other names: an installation was cut short.
+    /// The host makes those names links to this object, and shows it again.
+    Newer(InodeId),
+    /// It should not stand here, and its bytes are safe: the host takes the name away.
+    Removed,
+    /// It should not stand here, but nobody vouches for its bytes: the host keeps them outside the volume and takes the name
+    /// away.
+    Aside,
+    /// Nothing that is known explains it: the host reports it as a change, or after a machine crash as lost or torn.
+    Unknown,
 }
 
 /// Why a request was not fulfilled.

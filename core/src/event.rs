@@ -1,5 +1,6 @@
 //! What goes into a step: requests, peer messages, completions, news.
 
+use crate::action::Spot;
 use crate::ids::{InodeId, IoToken, LinkId, Name, OpToken};
 use crate::message::Message;
 use crate::op::{Attr, Attrs, ContentDigest, Kind, Payload};
@@ -94,9 +95,10 @@ pub enum Admin {
         /// Base URL.
         url: String,
     },
-    /// After a start that followed a machine crash: all of `backing` has been compared with the tree, and what was lost or
-    /// torn has been reported. Until then the log and what it holds are kept, because only they may still have bytes
-    /// that `backing` has lost.
+    /// After a start that followed a crash: all of `backing` has been compared with the tree, and the differences have been
+    /// reported. Until then (and [`crate::limits::SCAN_MAX`] at most) nothing is applied to `backing`, so that what
+    /// is found there is what the crash left. After a machine crash the log and what it holds are kept until then, too,
+    /// because only they may still have bytes that `backing` has lost.
     Scanned,
     /// Tell the others that we stop, and stop dialling. Not the same as leaving the cluster.
     Stop,
@@ -122,6 +124,37 @@ pub enum Request {
         /// The inode.
         inode: InodeId,
     },
+    /// What a scan found, before anything of it is reported as a change: what can be explained by what is known (an action
+    /// that was carried out and not recorded, or recorded and undone by a crash) is taken for that, without an
+    /// operation. The host holds its namespace lock from the look to the end of the step. Answered in the same step by
+    /// [`crate::action::Reply::Found`], one result for each.
+    Found(Vec<Found>),
+}
+
+/// What stands at a spot of `backing`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Found {
+    /// Where: in a directory that the tree believes to stand, or in limbo.
+    pub at: Spot,
+    /// What is there; `None`: nothing, and what the tree believes there is nowhere else either.
+    pub thing: Option<Thing>,
+}
+
+/// An object on disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Thing {
+    /// What it is.
+    pub kind: Kind,
+    /// Of a file: how many bytes it has, and their digest. Otherwise none.
+    pub bytes: (u64, ContentDigest),
+    /// Its inode number in `backing`.
+    pub disk: u64,
+    /// The inode that the tree takes this object for, by its number. Of several the one that it believes here.
+    pub object: Option<InodeId>,
+    /// A spot where the tree believes that inode, and where this object does not stand.
+    pub from: Option<Spot>,
+    /// The tree believes another object here, and that one was found under another of its names.
+    pub twin: bool,
 }
 
 /// How many nodes must hold a change durably before `fsync` returns.

@@ -1,5 +1,7 @@
 //! Every limit of the protocol, with its unit in its name. Above a limit a caller gets `EAGAIN`; nothing queues without bound.
 
+use crate::time::Span;
+
 /// Content up to this size travels inside its operation and through the log.
 pub const INLINE_CONTENT_MAX_BYTES: u64 = 64 * 1024;
 /// Members of a cluster, the departed ones included until they are forgotten.
@@ -32,6 +34,8 @@ pub const APPLIES_IN_FLIGHT_MAX: usize = 64;
 pub const FETCHES_IN_FLIGHT_MAX: usize = 8;
 /// How far a peer's hybrid clock may run ahead of our wall clock before its operations are refused, in nanoseconds (one day).
 pub const CLOCK_AHEAD_MAX_NS: u64 = 24 * 3600 * 1_000_000_000;
+/// After a crash nothing is applied to `backing` before its scan has ended, but no longer than this.
+pub const SCAN_MAX: Span = Span::s(60);
 /// One extended attribute's value.
 pub const XATTR_VALUE_MAX_BYTES: usize = 64 * 1024;
 /// Extended attributes of one inode, names and values together.

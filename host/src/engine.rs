@@ -2,9 +2,9 @@
 
 use crate::payload::PayloadPool;
 use crate::tape::Recorder;
-use ice_core::action::{Io, Notice, Outbox, Refused, Reply, Send as NetSend};
+use ice_core::action::{Io, Notice, Outbox, Refused, Reply, Send as NetSend, Sighting};
 use ice_core::config::{Config, Recovered};
-use ice_core::event::{Ack, Admin, Batch, Change, Event, IoResult, LinkEvent, Request};
+use ice_core::event::{Ack, Admin, Batch, Change, Event, Found, IoResult, LinkEvent, Request};
 use ice_core::ids::{InodeId, IoToken, LinkId, OpToken};
 use ice_core::limits::EVENTS_PER_STEP_MAX;
 use ice_core::message::Message;
@@ -207,7 +207,17 @@ impl Engine {
         match self.request(Request::Change(changes), Duration::from_secs(10)) {
             Reply::Changed(results) => Ok(results),
             Reply::Failed(why) => Err(why),
-            Reply::Synced { .. } | Reply::Done => Err(Refused::Unknown),
+            Reply::Synced { .. } | Reply::Done | Reply::Found(_) => Err(Refused::Unknown),
+        }
+    }
+
+    /// Shows the core what a scan found, before anything of it is reported as a change. The caller holds the volume's namespace
+    /// lock.
+    pub fn found(&self, found: Vec<Found>) -> Result<Vec<Result<Sighting, Refused>>, Refused> {
+        match self.request(Request::Found(found), Duration::from_secs(10)) {
+            Reply::Found(results) => Ok(results),
+            Reply::Failed(why) => Err(why),
+            Reply::Changed(_) | Reply::Synced { .. } | Reply::Done => Err(Refused::Unknown),
         }
     }
 
@@ -223,7 +233,7 @@ impl Engine {
         Box::new(move || match self.answer(asked, timeout + Duration::from_secs(5)) {
             Reply::Synced { copies } => Ok(copies),
             Reply::Failed(why) => Err(why),
-            Reply::Changed(_) | Reply::Done => Err(Refused::Unknown),
+            Reply::Changed(_) | Reply::Done | Reply::Found(_) => Err(Refused::Unknown),
         })
     }
 

@@ -35,6 +35,8 @@ pub struct Disk {
     log: Vec<Logged>,
     /// Records below this place in `log` are durable.
     synced: usize,
+    /// Records below this number were handed to the operating system: only the end of the machine can take them.
+    written: u64,
     /// Number of the next record.
     next: Option<u64>,
     pages: BTreeMap<Box<[u8]>, Box<[u8]>>,
@@ -88,6 +90,10 @@ impl Disk {
     pub fn mark(&self) -> u64 {
         self.next.unwrap_or_else(|| self.log.last().map_or(0, |l| l.index + 1))
     }
+    /// A change of `backing` is about to be carried out: what it rests on is in the operating system's hands.
+    pub fn write_out(&mut self) {
+        self.written = self.mark();
+    }
     /// Records below the number `mark` are durable. False: the sync failed, and nothing that was not durable before
     /// may be trusted to be.
     pub fn sync(&mut self, mark: u64) -> bool {
@@ -133,11 +139,13 @@ impl Disk {
     pub fn crash(&mut self, ending: Ending, rng: &mut Stream) -> usize {
         self.pending.clear();
         let unsynced = self.log.len() - self.synced;
+        let written = self.log.partition_point(|l| l.index < self.written).saturating_sub(self.synced);
         let kept = match ending {
             Ending::Clean => unsynced,
             // Most often what was written is there; sometimes the last write was cut short.
             Ending::ProcessCrash if rng.chance(500) => unsynced,
-            _ => rng.index(unsynced + 1),
+            Ending::ProcessCrash => written + rng.index(unsynced - written + 1),
+            Ending::MachineCrash => rng.index(unsynced + 1),
         };
         self.log.truncate(self.synced + kept);
         // Recovery reads what is there and makes it durable before anything else.

@@ -50,6 +50,7 @@ impl World {
             Io::Store { token, puts, commit } => (token, self.store(n, puts, commit)),
             Io::Apply { token, apply } => {
                 self.tell(|| format!("n{} applies {}", n + 1, crate::show::apply(&apply)));
+                self.hosts[n].disk.write_out();
                 let result = self.apply(n, apply, &mut budget);
                 if let Err(Halt::Io(IoError::Changed)) = &result {
                     self.sometimes.saw("apply failed: changed");

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod draw;
 mod exec;
 pub mod expect;
+mod found;
 pub mod fs;
 pub mod host;
 pub mod judge;

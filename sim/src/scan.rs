@@ -4,8 +4,10 @@
 //! nothing that is missing counts as deleted and no bytes count as written (`Lost`, `Torn`).
 
 use crate::exec::limbo_name;
-use crate::fs::{FsOp, Ino, ROOT, SCRATCH, WORK};
+use crate::found::spot;
+use crate::fs::{FsOp, Ino, ROOT, WORK};
 use crate::world::World;
+use ice_core::action::Spot;
 use ice_core::config::Ending;
 use ice_core::event::{Admin, Change, Event};
 use ice_core::ids::{InodeId, Name};
@@ -17,21 +19,21 @@ use std::collections::{BTreeMap, BTreeSet};
 const ROUNDS_MAX: usize = 200;
 
 /// A name on disk or in the tree.
-type Place = (InodeId, Name);
+pub(crate) type Place = (InodeId, Name);
 
 #[derive(Default)]
-struct Found {
+pub(crate) struct Compared {
     /// In the tree, not on disk; deepest last.
-    missing: Vec<(Place, InodeId)>,
+    pub(crate) missing: Vec<(Place, InodeId)>,
     /// On disk, not in the tree, with the directory on disk.
-    extra: Vec<(Place, Ino, Ino)>,
+    pub(crate) extra: Vec<(Place, Ino, Ino)>,
     /// In both.
-    both: Vec<(InodeId, Ino)>,
-    /// Which inode the tree believes to be which object, with all its names.
-    known: BTreeMap<Ino, (InodeId, Vec<Place>)>,
+    pub(crate) both: Vec<(Place, InodeId, Ino)>,
+    /// Which inode the tree believes to be which object, with all its spots.
+    pub(crate) known: BTreeMap<Ino, (InodeId, Vec<Spot>)>,
 }
 
-impl Found {
+impl Compared {
     fn stands_elsewhere(&self, inode: InodeId) -> bool {
         self.extra.iter().any(|(_, _, ino)| self.known.get(ino).is_some_and(|(i, _)| *i == inode))
     }
@@ -40,12 +42,14 @@ impl Found {
 impl World {
     /// Compares and reports until nothing differs.
     pub(crate) fn scan(&mut self, n: usize) {
-        let after_machine_crash = self.hosts[n].recovering && self.hosts[n].ending == Ending::MachineCrash;
+        let recovering = self.hosts[n].recovering;
+        let after_machine_crash = recovering && self.hosts[n].ending == Ending::MachineCrash;
         if after_machine_crash {
             self.remove_again(n);
         }
-        if self.hosts[n].recovering {
-            self.repair_limbo(n);
+        // What was changed directly while a node was stopped in order is what it looks like.
+        if !recovering || self.hosts[n].ending != Ending::Clean {
+            self.show_found(n);
         }
         let mut done: BTreeSet<(InodeId, Ino)> = BTreeSet::new();
         let mut refused: BTreeSet<Place> = BTreeSet::new();
@@ -62,9 +66,11 @@ impl World {
             }
             break;
         }
-        if std::mem::take(&mut self.hosts[n].recovering) && after_machine_crash {
+        if std::mem::take(&mut self.hosts[n].recovering) && self.hosts[n].ending != Ending::Clean {
             self.hand(n, Event::Admin(Admin::Scanned));
-            self.hosts[n].scars = Some(self.hosts[n].disk.mark());
+            if after_machine_crash {
+                self.hosts[n].scars = Some(self.hosts[n].disk.mark());
+            }
         }
     }
 
@@ -72,26 +78,21 @@ impl World {
     fn one_round(
         &mut self,
         n: usize,
-        found: &Found,
+        found: &Compared,
         after_machine_crash: bool,
         done: &mut BTreeSet<(InodeId, Ino)>,
         refused: &mut BTreeSet<Place>,
     ) -> bool {
         // Renames and links first: an object that the tree knows stands elsewhere.
-        for (place, dir, ino) in &found.extra {
+        for (place, _, ino) in &found.extra {
             let Some((inode, old)) = found.known.get(ino) else { continue };
             if refused.contains(place) {
                 continue;
             }
-            let gone = old.iter().find(|p| found.missing.iter().any(|(m, _)| m == *p));
+            let gone = old.iter().find_map(|s| found.missing.iter().map(|(m, _)| m).find(|m| spot(m) == *s));
             let change = match gone {
-                Some((parent, name)) if after_machine_crash => {
-                    // The rename was undone by the crash, not by anybody's will: make it again.
-                    if self.move_back(n, (*dir, place.1.clone()), (*parent, name.clone())) {
-                        return true;
-                    }
-                    continue;
-                }
+                // It was shown; nobody moved it.
+                Some(_) if after_machine_crash => continue,
                 Some((parent, name)) => Change::Rename {
                     parent: *parent,
                     name: name.clone(),
@@ -151,7 +152,7 @@ impl World {
             return again;
         }
         let mut any = false;
-        for (inode, ino) in &found.both {
+        for (_, inode, ino) in &found.both {
             if done.insert((*inode, *ino)) {
                 any |= self.inspect(n, *inode, *ino, after_machine_crash);
             }
@@ -170,28 +171,40 @@ impl World {
     }
 
     /// What the tree believes and what the disk holds, side by side.
-    fn compare(&self, n: usize) -> Found {
-        let mut found = Found::default();
+    pub(crate) fn compare(&self, n: usize) -> Compared {
+        let mut found = Compared::default();
         let host = &self.hosts[n];
         let Some(p) = host.process.as_ref() else { return found };
         let view = p.node.view();
         let tree = view.tree();
         // Everything that the tree believes to be on disk, wherever the disk has it.
         let mut todo = vec![InodeId::ROOT];
+        todo.extend(tree.limbo().into_iter().map(|(_, inode)| inode));
         while let Some(dir) = todo.pop() {
             for c in all_children(tree, dir) {
                 if let Some(info) = tree.info(c.1)
                     && info.witness.disk != 0
                 {
                     let known = found.known.entry(info.witness.disk).or_insert_with(|| (c.1, Vec::new()));
-                    known.1.push((dir, c.0.clone()));
+                    known.1.push(Spot::At { parent: dir, name: c.0.clone() });
                 }
                 if c.2 {
                     todo.push(c.1);
                 }
             }
         }
+        for (entry, inode) in tree.limbo() {
+            if let Some(info) = tree.info(inode).filter(|i| i.witness.disk != 0) {
+                let known = found.known.entry(info.witness.disk).or_insert_with(|| (inode, Vec::new()));
+                known.1.push(Spot::Limbo(entry));
+            }
+        }
         let mut todo = vec![(InodeId::ROOT, Some(ROOT))];
+        for (entry, inode) in tree.limbo() {
+            if tree.info(inode).is_some_and(|i| i.kind.is_dir()) {
+                todo.push((inode, host.fs.child(WORK, &limbo_name(entry))));
+            }
+        }
         let mut at = 0;
         while let Some((dir, on_disk)) = todo.get(at).copied() {
             at += 1;
@@ -212,7 +225,7 @@ impl World {
                 match here {
                     Some((ino, _)) if same => {
                         names.remove(&name);
-                        found.both.push((inode, ino));
+                        found.both.push(((dir, name), inode, ino));
                         if is_dir {
                             todo.push((inode, Some(ino)));
                         }
@@ -254,7 +267,7 @@ impl World {
             };
         let (attrs, xattrs, content) = (i.attrs, i.xattrs.clone(), i.content);
         let mut changes = Vec::new();
-        if info.attrs_held {
+        if info.attrs_held || after_machine_crash {
             let mut differ = Vec::new();
             if attrs.mode != info.attrs.mode {
                 differ.push(Attr::Mode(attrs.mode));
@@ -322,35 +335,15 @@ impl World {
         }
     }
 
-    fn move_back(&mut self, n: usize, from: (Ino, Name), to: Place) -> bool {
-        let Some(new_parent) = self.directory(n, to.0) else { return false };
-        if self.hosts[n].fs.child(new_parent, &to.1).is_some() {
-            return false;
-        }
-        let op = FsOp::Rename { parent: from.0, name: from.1, new_parent, new_name: to.1, exchange: false };
-        self.hosts[n].fs.apply(op).is_ok()
-    }
-
     /// Removals since the last checkpoint that the machine crash undid are made again. Directories last, if they are empty.
     fn remove_again(&mut self, n: usize) {
         let Some(p) = self.hosts[n].process.as_ref() else { return };
-        let removed: BTreeMap<Ino, u64> = p.node.view().removed_lately().iter().map(|w| (w.disk, w.sum)).collect();
+        let removed: BTreeMap<Ino, u64> =
+            p.node.view().removed_lately().iter().map(|r| (r.witness.disk, r.witness.sum)).collect();
         if removed.is_empty() {
             return;
         }
         let found = self.compare(n);
-        // Further names of files that have others.
-        for (place, dir, ino) in &found.extra {
-            let is_file = self.hosts[n].fs.get(*ino).is_some_and(|i| i.kind.is_file());
-            let moved = found
-                .known
-                .get(ino)
-                .is_some_and(|(_, old)| old.iter().any(|p| found.missing.iter().any(|(m, _)| m == p)));
-            if is_file && !moved && found.known.contains_key(ino) && removed.contains_key(ino) {
-                self.sometimes.saw("removal undone by a crash");
-                let _ = self.hosts[n].fs.apply(FsOp::Remove { parent: *dir, name: place.1.clone() });
-            }
-        }
         let known: BTreeSet<Ino> = found.known.into_keys().collect();
         for (path, ino) in self.hosts[n].fs.list(ROOT).into_iter().rev() {
             let fs = &self.hosts[n].fs;
@@ -367,69 +360,10 @@ impl World {
             }
         }
     }
-
-    /// A crash between an action and its record may leave the tree and the disk at odds about what is set aside. What the
-    /// tree does not believe to be there is moved back to where it believes it to be, or dropped if it knows no such thing.
-    fn repair_limbo(&mut self, n: usize) {
-        let set_aside: Vec<(Name, Ino)> = match self.hosts[n].fs.get(WORK) {
-            Some(w) => w.children.iter().map(|(k, v)| (k.clone(), *v)).collect(),
-            None => return,
-        };
-        let found = self.compare(n);
-        let believed: BTreeSet<Name> = {
-            let Some(p) = self.hosts[n].process.as_ref() else { return };
-            p.node.view().tree().limbo().into_iter().map(|(e, _)| limbo_name(e)).collect()
-        };
-        for (name, ino) in set_aside {
-            if name.as_bytes().starts_with(SCRATCH) || believed.contains(&name) {
-                continue;
-            }
-            let home = found
-                .known
-                .get(&ino)
-                .and_then(|(_, places)| places.iter().find(|p| found.missing.iter().any(|(m, _)| m == *p)).cloned());
-            let back = home.is_some_and(|place| self.move_back(n, (WORK, name.clone()), place));
-            self.tell(|| format!("n{} finds {name} set aside: {}", n + 1, if back { "moved back" } else { "unknown" }));
-            if !back {
-                // Made there from bytes that others have, before it was recorded: it will be made again.
-                let below = self.hosts[n].fs.list(ino);
-                for (path, _) in below.iter().rev() {
-                    if let Some((last, dirs)) = path.split_last()
-                        && let Some(dir) = self.hosts[n].fs.walk(ino, dirs)
-                    {
-                        let _ = self.hosts[n].fs.apply(FsOp::Remove { parent: dir, name: last.clone() });
-                    }
-                }
-                let _ = self.hosts[n].fs.apply(FsOp::Remove { parent: WORK, name });
-            }
-        }
-        // The reverse: believed to be set aside, but found elsewhere.
-        let aside: Vec<(Name, Ino)> = {
-            let Some(p) = self.hosts[n].process.as_ref() else { return };
-            let view = p.node.view();
-            let disk = |inode| view.tree().info(inode).map_or(0, |i| i.witness.disk);
-            view.tree().limbo().into_iter().map(|(e, inode)| (limbo_name(e), disk(inode))).collect()
-        };
-        for (name, ino) in aside {
-            if ino == 0 || self.hosts[n].fs.child(WORK, &name).is_some() {
-                continue;
-            }
-            if let Some((place, dir, _)) = found.extra.iter().find(|(_, _, i)| *i == ino) {
-                let op = FsOp::Rename {
-                    parent: *dir,
-                    name: place.1.clone(),
-                    new_parent: WORK,
-                    new_name: name,
-                    exchange: false,
-                };
-                let _ = self.hosts[n].fs.apply(op);
-            }
-        }
-    }
 }
 
 /// A file on disk under the name of another inode: taken for a new edition of that inode unless it is known elsewhere.
-fn fits(found: &Found, ino: Ino, kind: &Kind) -> bool {
+fn fits(found: &Compared, ino: Ino, kind: &Kind) -> bool {
     !found.known.contains_key(&ino) && matches!(kind, Kind::File)
 }
 

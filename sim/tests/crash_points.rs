@@ -50,20 +50,11 @@ fn story(ending: &str, action: u64, step: u64) -> String {
     )
 }
 
-/// Points that are known to fail and not mended yet (see docs/simulator.md): how it dies, action, step.
-fn open(ending: &str, action: u64, step: u64) -> bool {
-    ending == "process" && ((action == 5 && (2..4).contains(&step)) || (action == 3 && step > 0))
-}
-
 fn all_points(ending: &str) {
     catch_assertions();
     let mut bad = Vec::new();
     for action in 0..16 {
         for step in 0..5 {
-            if open(ending, action, step) {
-                println!("OPEN: {ending}, action {action}, step {step} is known to fail and is left out");
-                continue;
-            }
             let plan = Plan::parse(&story(ending, action, step)).expect("parses");
             let outcome = run(&plan, Options::default(), "the crash_points test").expect("runs");
             if let Some(f) = outcome.failure {
@@ -80,7 +71,6 @@ fn a_process_dies_at_every_step() {
 }
 
 #[test]
-#[ignore = "open: after a machine crash links are not recognised, see docs/simulator.md"]
 fn a_machine_dies_at_every_step() {
     all_points("machine");
 }

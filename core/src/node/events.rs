@@ -1,9 +1,9 @@
 //! What events do: requests, links, completions, orders.
 
 use super::{Flight, Node};
-use crate::action::{Io, LogRecord, Refused, Reply, Send};
+use crate::action::{Io, LogRecord, Refused, Reply, Send, Sighting};
 use crate::bug::Bug;
-use crate::event::{Admin, Change, IoError, IoResult, LinkEvent, Request};
+use crate::event::{Admin, Change, Found, IoError, IoResult, LinkEvent, Request};
 use crate::ids::{InodeId, IoToken, LinkId, OpToken};
 use crate::limits::REQUESTS_IN_FLIGHT_MAX;
 use crate::member::Effect;
@@ -26,7 +26,7 @@ impl Node {
     pub(super) fn request(&mut self, token: OpToken, op: Request) {
         let fresh = self.open.insert(token);
         debug_assert!(fresh, "{token} is in use");
-        if self.stopping && !matches!(op, Request::Change(_)) {
+        if self.stopping && !matches!(op, Request::Change(_) | Request::Found(_)) {
             return self.reply(token, Reply::Failed(Refused::Stopping));
         }
         match op {
@@ -36,6 +36,13 @@ impl Node {
                     results.push(self.change(&c));
                 }
                 self.reply(token, Reply::Changed(results));
+            }
+            Request::Found(found) => {
+                let mut results = Vec::with_capacity(found.len());
+                for f in found {
+                    results.push(self.found(&f));
+                }
+                self.reply(token, Reply::Found(results));
             }
             Request::Sync { ack, timeout } => {
                 if self.syncs.len() >= REQUESTS_IN_FLIGHT_MAX {
@@ -80,6 +87,21 @@ impl Node {
         result
     }
 
+    fn found(&mut self, found: &Found) -> Result<Sighting, Refused> {
+        let (lost, removed) = match &self.unproven {
+            Some(u) => (true, &u.removed[..]),
+            None => (false, &[][..]),
+        };
+        let seen = self.tree.found(found, lost, removed)?;
+        for record in seen.records {
+            self.log(record);
+        }
+        if let Sighting::Known(inode) = seen.sighting {
+            self.settle(inode);
+        }
+        Ok(seen.sighting)
+    }
+
     /// Makes operations of what was done here: logs them and keeps them for the others.
     pub(super) fn issue(&mut self, ops: Vec<LocalOp>, payload: &mut Option<Payload>) {
         for LocalOp { stamp, body, here } in ops {
@@ -119,7 +141,10 @@ impl Node {
         match admin {
             Admin::AddPeer { url } => self.members.add_url(&url, self.now),
             Admin::RemovePeer { url } => self.members.remove_url(&url, &mut fx),
-            Admin::Scanned => self.unproven = None,
+            Admin::Scanned => {
+                self.unproven = None;
+                self.awaits_scan = None;
+            }
             Admin::Stop => {
                 self.stopping = true;
                 self.members.stop(&mut fx);

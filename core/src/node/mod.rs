@@ -16,7 +16,7 @@ use crate::bug::Bug;
 use crate::config::Config;
 use crate::event::{Batch, Credits, Event};
 use crate::ids::{InodeId, IoToken, OpToken, ReplicaId};
-use crate::limits::{EVENTS_PER_STEP_MAX, REQUESTS_IN_FLIGHT_MAX};
+use crate::limits::{EVENTS_PER_STEP_MAX, REQUESTS_IN_FLIGHT_MAX, SCAN_MAX};
 use crate::member::Members;
 use crate::message::Held;
 use crate::mirror::content::Content;
@@ -27,7 +27,7 @@ use crate::mirror::state::{Round, Serving};
 use crate::mirror::syncs::Syncs;
 use crate::rng::Rng;
 use crate::time::{Deadline, Hlc, Instant, Stamp, Wake};
-use crate::tree::{Ticket, Tree};
+use crate::tree::{Removed, Ticket, Tree};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use clock::Clock;
@@ -102,6 +102,8 @@ pub struct Node {
     serving: Vec<Serving>,
     /// After a machine crash, until the host has compared its disk with the tree.
     unproven: Option<Unproven>,
+    /// After a crash, until the host has compared its disk with the tree: how long that may take at the latest.
+    awaits_scan: Option<ScanDue>,
     /// Where the look at what content is still wanted goes on.
     settled_upto: Option<InodeId>,
     flights: BTreeMap<IoToken, Flight>,
@@ -134,8 +136,17 @@ impl core::fmt::Debug for Node {
 struct Unproven {
     /// Content found in the log and the staging area: `backing` may have lost it, whatever the log says.
     versions: BTreeSet<(InodeId, Stamp)>,
-    /// What was removed since the last checkpoint, with the witness it had: `backing` may show it again.
-    removed: Vec<crate::event::Witness>,
+    /// What was removed since the last checkpoint: `backing` may show it again.
+    removed: Vec<Removed>,
+}
+
+/// When the scan after a crash has to be over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+enum ScanDue {
+    /// Counted from the first step.
+    Unknown,
+    /// Then.
+    At(Instant),
 }
 
 /// A disk action in flight.
@@ -186,6 +197,9 @@ impl Node {
 
     fn first_step(&mut self) {
         self.out.io.append(&mut self.first_io);
+        if self.awaits_scan == Some(ScanDue::Unknown) {
+            self.awaits_scan = Some(ScanDue::At(self.now.after(SCAN_MAX)));
+        }
         if let Some(life) = self.first_life.take() {
             self.log(LogRecord::Life(life));
         }

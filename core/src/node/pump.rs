@@ -1,7 +1,7 @@
 //! What a step does besides its events: timers, disk work, messages, each within a budget.
 
 use super::events::RETRY;
-use super::{Flight, Node, sooner};
+use super::{Flight, Node, ScanDue, sooner};
 use crate::action::{Io, Refused, Reply, Send};
 use crate::bug::Bug;
 use crate::ids::{InodeId, ReplicaId};
@@ -52,6 +52,7 @@ impl Node {
         v.extend(self.syncs.next().map(|t| (t, Wake::GiveUp)));
         v.extend(self.content.next(self.now).map(|t| (t, Wake::Retry)));
         v.extend(self.retry_at.map(|t| (t, Wake::Retry)));
+        v.extend(self.awaits_scan.and_then(|s| if let ScanDue::At(t) = s { Some((t, Wake::Retry)) } else { None }));
         v.extend(self.journal.next_due(self.now).map(|t| (t, Wake::Batch)));
         v.extend(self.outgoing.values().filter_map(|o| o.resend_at()).min().map(|t| (t, Wake::Resend)));
         v.extend(self.round.as_ref().map(|r| (r.stalls_at(), Wake::Resend)));
@@ -90,7 +91,7 @@ impl Node {
             self.settle(outcome.inode);
         }
         let room = APPLIES_IN_FLIGHT_MAX.saturating_sub(self.apply_flights);
-        if room == 0 {
+        if room == 0 || self.scan_is_awaited() {
             return;
         }
         let content = &self.content;
@@ -110,6 +111,17 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// What stands in `backing` is left as the crash left it until it has been compared, for a bounded time.
+    fn scan_is_awaited(&mut self) -> bool {
+        let Some(ScanDue::At(until)) = self.awaits_scan else { return self.awaits_scan.is_some() };
+        if until > self.now {
+            return true;
+        }
+        self.awaits_scan = None;
+        self.trouble("the comparison of backing with the tree takes long: changes are applied before it has ended");
+        false
     }
 
     /// The tree settles which versions are wanted while it plans, and does not say of which: a few inodes of which content

@@ -2,7 +2,7 @@
 
 use super::clock::Clock;
 use super::journal::Journal;
-use super::{Node, Unproven, small_state};
+use super::{Node, ScanDue, Unproven, small_state};
 use crate::action::LogRecord;
 use crate::bug::Bug;
 use crate::config::{Config, Ending, Recovered};
@@ -94,7 +94,7 @@ impl Node {
                     LogRecord::Stands { entry, spot: None } => Some(*entry),
                     _ => None,
                 };
-                u.removed.extend(gone.and_then(|e| tree.standing(e)).filter(|w| w.disk != 0));
+                u.removed.extend(gone.and_then(|e| tree.leaving(e)).filter(|r| r.witness.disk != 0));
             }
             tree.replay(record);
             match record {
@@ -154,6 +154,7 @@ impl Node {
             round: None,
             serving: Vec::new(),
             unproven,
+            awaits_scan: (disk.ending != Ending::Clean).then_some(ScanDue::Unknown),
             settled_upto: None,
             flights: BTreeMap::new(),
             next_io: 0,

@@ -6,7 +6,7 @@ use crate::ids::ReplicaId;
 use crate::message::MemberInfo;
 use crate::mirror::syncs::needed;
 use crate::status::{PeerState, PeerStatus, Status};
-use crate::tree::Tree;
+use crate::tree::{Removed, Tree};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -59,7 +59,7 @@ impl<'a> View<'a> {
     /// After a start that followed a machine crash: what was removed since the last checkpoint, as it looked then. An object
     /// of this inode number and this look that is on disk all the same was removed, and the crash undid it. Empty
     /// after [`crate::event::Admin::Scanned`].
-    pub fn removed_lately(&self) -> &'a [crate::event::Witness] {
+    pub fn removed_lately(&self) -> &'a [Removed] {
         self.node.unproven.as_ref().map_or(&[], |u| &u.removed)
     }
 

@@ -80,6 +80,7 @@ impl Tree {
             self.dirty.insert(i);
             self.heads_due.remove(&(i, version));
             self.heads_needed.remove(&(i, version));
+            self.work.unpark(Work::Head(i, version));
             let id = self.inodes[i].id();
             let copy = EntryId::derive_conflict(id, version);
             if self.by_entry.contains_key(&copy) {

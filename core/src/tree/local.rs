@@ -55,7 +55,7 @@ impl Tree {
             Change::Lost { parent, name } => {
                 let e = self.known_name(*parent, name)?.1;
                 let i = self.entries[e].inode;
-                self.lose(e, &mut issue);
+                self.lose(e, &mut issue.records);
                 i
             }
             Change::Torn { inode, witness } => {
@@ -114,7 +114,7 @@ impl Tree {
     }
 
     /// An entry vanished from disk without anybody's will, and with a directory what was in it.
-    fn lose(&mut self, e: u32, to: &mut Issue<'_, '_>) {
+    pub(super) fn lose(&mut self, e: u32, records: &mut Vec<LogRecord>) {
         let mut todo = alloc::vec![e];
         let mut gone = BTreeSet::new();
         while let Some(e) = todo.pop() {
@@ -132,7 +132,7 @@ impl Tree {
             let (entry, i) = (self.entries[e].id(), self.entries[e].inode);
             self.set_seat(e, None);
             self.call_heads(i);
-            to.records.push(LogRecord::Stands { entry, spot: None });
+            records.push(LogRecord::Stands { entry, spot: None });
         }
     }
 

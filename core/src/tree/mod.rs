@@ -43,6 +43,7 @@ mod api;
 mod content;
 mod cut;
 mod disk;
+mod found;
 mod heads;
 mod integrate;
 mod live;
@@ -62,6 +63,8 @@ pub use api::{
     Child, Conflict, Damaged, EntryRecord, InodeInfo, Listed, LocalOp, LocalOutcome, PlaceRecord, StateRecord, Step,
     Ticket, Version, XattrRecord,
 };
+
+pub use found::{Removed, Seen};
 
 use crate::action::Source;
 use crate::ids::{EntryId, InodeId};

@@ -7,7 +7,7 @@ use crate::time::Stamp;
 use alloc::format;
 use alloc::vec::Vec;
 
-const MARK: &[u8] = b".conflict-";
+pub(super) const MARK: &[u8] = b".conflict-";
 
 /// `name.conflict-<replica>-<digits of id>`, cut to the length a name may have. A cut name gets all digits, so that two
 /// names with one beginning stay apart.

@@ -53,12 +53,6 @@ impl Tree {
         aside.map(|n| (n.id(), self.id_of(n.inode))).collect()
     }
 
-    /// The witness of what an entry names, if the entry stands on disk.
-    pub fn standing(&self, entry: EntryId) -> Option<crate::event::Witness> {
-        let e = *self.by_entry.get(&entry)?;
-        self.is_seated(e).then(|| self.inodes[self.entries[e].inode].witness)
-    }
-
     /// All names of an inode on disk.
     pub fn spots(&self, inode: InodeId) -> Vec<Spot> {
         let seats = self.inode_of(inode).map(|i| self.seats(i)).unwrap_or_default();

@@ -34,6 +34,8 @@ const LOCKED_BATCH: usize = 32;
 const CONTENT_WAITING_MAX: usize = 1024;
 /// The scanner looks around this often without a hint.
 const IDLE: Duration = Duration::from_secs(2);
+/// While the comparison after the start goes on.
+const IDLE_AT_START: Duration = Duration::from_millis(50);
 
 /// A name as a directory lists it.
 struct Line {
@@ -46,7 +48,8 @@ impl Shared {
         let mut last_all = Instant::now();
         let mut scanned = false;
         let mut told = false;
-        while let Some(work) = self.hints.next(IDLE) {
+        // Until the first comparison is told, nothing is applied: no reason to sleep long.
+        while let Some(work) = self.hints.next(if told { IDLE } else { IDLE_AT_START }) {
             let due = self.options.rescan.is_some_and(|r| last_all.elapsed() >= r);
             if !self.marker_stands() {
                 // Nothing that is missing now counts as deleted. Look again when it is back.
@@ -62,16 +65,12 @@ impl Shared {
                 scanned = true;
             }
             self.scan_hints(work);
-            if scanned
-                && !self.suspects().is_empty()
-                && self.content.len() == 0
-                && !self.opens.dirty().iter().any(|o| o.state().verify)
-            {
-                // Everything was compared: from now on a difference is somebody's edit.
+            let compared = scanned && !told && !self.opens.dirty().iter().any(|o| o.state().verify);
+            if compared && (self.suspects().is_empty() || self.content.len() == 0) {
+                // Everything was compared: from now on a difference is somebody's edit, and changes may be applied.
                 self.suspects().clear();
-                if !std::mem::replace(&mut told, true)
-                    && let Ok(port) = self.port()
-                {
+                if let Ok(port) = self.port() {
+                    told = true;
                     port.scanned();
                 }
             }

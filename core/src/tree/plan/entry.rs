@@ -137,7 +137,7 @@ impl Tree {
         self.begin(f, apply, out)
     }
 
-    pub(super) fn copy_id(&self, i: u32, v: Version) -> EntryId {
+    pub(in crate::tree) fn copy_id(&self, i: u32, v: Version) -> EntryId {
         EntryId::derive_conflict(self.id_of(i), v.stamp)
     }
 

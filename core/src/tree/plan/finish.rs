@@ -16,7 +16,7 @@ impl Tree {
         LogRecord::Holds { inode: n.id(), version: self.held(i).stamp, witness: n.witness, attrs: !n.has(ATTR_DUE) }
     }
 
-    fn stands_record(&self, e: u32) -> LogRecord {
+    pub(in crate::tree) fn stands_record(&self, e: u32) -> LogRecord {
         let spot = self.seat(e).map(|s| self.spot_of(&s, e));
         LogRecord::Stands { entry: self.entries[e].id(), spot }
     }
