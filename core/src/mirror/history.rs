@@ -175,11 +175,20 @@ impl History {
         self.marks(|o| o.cut)
     }
 
-    /// Up to where content is held as well.
+    /// Up to where content is held durably as well.
     pub(crate) fn content_frontier(&self) -> Frontier {
+        self.with_content(|o| o.durable)
+    }
+
+    /// The same without regard to durability: what a node says that lies.
+    pub(crate) fn undurable_content_frontier(&self) -> Frontier {
+        self.with_content(|o| o.known)
+    }
+
+    fn with_content(&self, upto: impl Fn(&Origin) -> (u64, Hlc)) -> Frontier {
         self.marks(|o| match o.missing.first_key_value() {
-            Some((seq, _)) if *seq <= o.durable.0 => (*seq - 1, Hlc(0)),
-            _ => o.durable,
+            Some((seq, _)) if *seq <= upto(o).0 => (*seq - 1, Hlc(0)),
+            _ => upto(o),
         })
     }
 

@@ -211,8 +211,13 @@ impl Node {
         } else {
             self.history.durable_frontier()
         };
-        let mut content =
-            if self.config.has(Bug::AckBeforeContent) { log.clone() } else { self.history.content_frontier() };
+        let mut content = if self.config.has(Bug::AckBeforeContent) {
+            log.clone()
+        } else if self.config.has(Bug::AckBeforeDurable) {
+            self.history.undurable_content_frontier()
+        } else {
+            self.history.content_frontier()
+        };
         if !self.content_cap.is_empty() {
             for m in &mut content {
                 if let Some(cap) = self.content_cap.get(&m.origin) {
