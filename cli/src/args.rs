@@ -15,18 +15,18 @@ pub const FAILED: u8 = 1;
 /// The command line or the configuration cannot be understood.
 pub const USAGE: u8 = 2;
 
-/// Rewrites `-name` and `-name=value` to `--name...` wherever `name` is a long flag of `command` or of one of its
-/// subcommands. Everything else, also what follows `--`, is left as it is, so that short flags and values that begin with a
-/// dash keep their meaning.
+/// Rewrites `-name` and `-name=value` to `--name...`, whether `name` is a long flag of `command` or not: of one that is unknown
+/// nothing must be taken for a short flag, least of all `-holder` for `-h`. Short flags of the program, one or several behind one
+/// dash, negative numbers, and what follows `--`, are left as they are.
 pub fn normalise(command: &clap::Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut known = BTreeSet::from(["help".to_owned(), "version".to_owned()]);
-    collect_long(command, &mut known);
+    let mut short = BTreeSet::new();
+    collect_short(command, &mut short);
     let mut verbatim = false;
     args.into_iter()
         .enumerate()
         .map(|(i, arg)| {
             verbatim |= arg == "--";
-            if i == 0 || verbatim || !is_single_dashed(&arg, &known) {
+            if i == 0 || verbatim || !is_single_dashed(&arg, &short) {
                 return arg;
             }
             let mut bytes = b"-".to_vec();
@@ -36,15 +36,17 @@ pub fn normalise(command: &clap::Command, args: impl IntoIterator<Item = OsStrin
         .collect()
 }
 
-fn collect_long(command: &clap::Command, known: &mut BTreeSet<String>) {
-    known.extend(command.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned));
-    command.get_subcommands().for_each(|c| collect_long(c, known));
+fn collect_short(command: &clap::Command, short: &mut BTreeSet<u8>) {
+    let own = command.get_arguments().filter_map(|a| u8::try_from(a.get_short()?).ok());
+    // Those that only print something: nobody asks for them twice, or together with others.
+    short.extend(own.filter(|c| !b"hV".contains(c)));
+    command.get_subcommands().for_each(|c| collect_short(c, short));
 }
 
-fn is_single_dashed(arg: &OsStr, known: &BTreeSet<String>) -> bool {
+fn is_single_dashed(arg: &OsStr, short: &BTreeSet<u8>) -> bool {
     let Some(name) = arg.as_bytes().strip_prefix(b"-") else { return false };
     let name = name.split(|b| *b == b'=').next().unwrap_or_default();
-    name.len() > 1 && std::str::from_utf8(name).is_ok_and(|n| known.contains(n))
+    name.len() > 1 && name[0].is_ascii_alphabetic() && !name.iter().all(|c| short.contains(c))
 }
 
 /// Parses the command line into `T`; on a mistake, or when only help was asked for, returns the code to exit with.
@@ -117,6 +119,12 @@ mod tests {
     fn short_flags_unknown_flags_and_what_follows_two_dashes_are_left_alone() {
         assert!(sample(&["-v"]).unwrap().verbose);
         assert!(sample(&["-confi", "a"]).is_err());
+        assert!(sample(&["-vv"]).is_err_and(|e| e.kind() == clap::error::ErrorKind::ArgumentConflict));
+        assert_eq!(sample(&["-5"]).unwrap_err().kind(), clap::error::ErrorKind::UnknownArgument);
+        for word in ["-holder", "-Verbose", "-hx=1"] {
+            let error = sample(&[word]).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::UnknownArgument, "{word}: {error}");
+        }
         assert_eq!(sample(&["--", "-config"]).unwrap().rest, ["-config"]);
         assert_eq!(sample(&["-config", ""]).unwrap().config.as_deref(), Some(""));
     }

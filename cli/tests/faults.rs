@@ -4,6 +4,7 @@
 mod cluster;
 
 use cluster::{Cluster, PATIENCE, fuse_or_skip, request};
+use ice_host::config::Config;
 use rustix::process::Signal;
 use std::fs;
 use std::io::Write;
@@ -214,6 +215,55 @@ fn fault_13_a_hung_peer_does_not_block_close() {
     c.wait_equal();
 }
 
+/// Nodes that speak TLS find each other, and nobody is told an address that only its own machine understands.
+#[test]
+fn fault_14_nodes_with_tls_form_a_cluster_and_tell_others_usable_addresses() {
+    for bind in [":9000", "0.0.0.0:9000", "[::]:9000"] {
+        let text = format!("bind: '{bind}'\ntls_cert: /c\ntls_key: /k\n");
+        let config = Config::from_text(&text, "test", &|_| None).expect("configuration");
+        // Where the machine has no name at all, it says that `advertise` is needed.
+        if let Ok(urls) = config.advertised(9000) {
+            assert!(urls[0].starts_with("https://") && !urls[0].contains("localhost"), "{urls:?}");
+        }
+    }
+    if !fuse_or_skip() {
+        return;
+    }
+    let made =
+        rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("a certificate");
+    let files = ice_testing::tempdir();
+    let at = |name: &str| files.path().join(name).display().to_string();
+    fs::write(at("cert"), made.cert.pem()).expect("write");
+    fs::write(at("key"), made.signing_key.serialize_pem()).expect("write");
+    let extra = format!("tls_cert: {}\ntls_key: {}\ncacert: {}\n", at("cert"), at("key"), at("cert"));
+    let mut c = Cluster::prepare(2, &extra);
+    for n in &mut c.nodes {
+        n.spawn();
+    }
+    let icectl = |node: &cluster::Node, args: &[&str]| {
+        let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icectl"));
+        ice_testing::output(command.args(["-base", &node.url(), "-cacert", &at("cert")]).args(args))
+    };
+    for n in &c.nodes {
+        n.wait("in sync with the other", |n| {
+            let status = String::from_utf8(icectl(n, &["-json", "status"]).stdout).expect("text");
+            status.contains("\"in_sync\": true") && status.contains("\"state\": \"up\"")
+        });
+    }
+    fs::write(c.nodes[0].mount().join("small"), "through TLS").expect("write");
+    fs::write(c.nodes[0].mount().join("large"), vec![5; 3 << 20]).expect("write");
+    c.nodes[1].wait("told of both files", |n| {
+        fs::metadata(n.mount().join("large")).is_ok_and(|m| m.len() == 3 << 20) && n.mount().join("small").exists()
+    });
+    assert!(fs::read(c.nodes[1].mount().join("large")).expect("read") == vec![5; 3 << 20]);
+    let peers = String::from_utf8(icectl(&c.nodes[1], &["peers"]).stdout).expect("text");
+    assert_eq!(peers.matches("https://127.0.0.1:").count(), 2, "{peers}");
+    // Without the authority's certificate nobody is talked into it.
+    let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icectl"));
+    let out = ice_testing::output(command.args(["-base", &c.nodes[0].url(), "peers"]));
+    assert_eq!(out.status.code(), Some(1));
+}
+
 #[test]
 fn fault_15_a_remote_change_is_seen_as_soon_as_it_is_applied() {
     if !fuse_or_skip() {
@@ -330,4 +380,68 @@ fn fault_20_only_health_and_ready_are_open() {
         assert_eq!(request(port, "wrong", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
         assert_ne!(request(port, "s3cret", "GET", closed, &[], b"").expect("get").status, 401, "{closed}");
     }
+}
+
+fn descriptors(node: &cluster::Node) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", node.pid())).expect("descriptors").count()
+}
+
+/// SIGHUP at any moment, and answers that are refusals, to clients and from peers: nothing breaks, nothing is left open.
+#[test]
+fn fault_22_reopening_the_log_under_load_is_safe_and_refusals_leak_nothing() {
+    if !fuse_or_skip() {
+        return;
+    }
+    // A "peer" that refuses everything it is asked.
+    let refuser = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = refuser.local_addr().expect("address").port();
+    let refused = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&refused);
+    std::thread::spawn(move || {
+        use std::io::Read;
+        for mut stream in refuser.incoming().map_while(Result::ok) {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy");
+            // Kept open, for the other side to end.
+            std::mem::forget(stream);
+        }
+    });
+    let mut c = Cluster::prepare(1, "api_token: \"s3cret\"\nready_require_sync: false");
+    c.nodes[0].set_joins(vec![port]);
+    c.nodes[0].spawn();
+    let n = &c.nodes[0];
+    n.wait("serving", |n| n.http("GET", "/health", &[], b"").is_ok_and(|r| r.status == 200));
+    let round = |times: usize| {
+        std::thread::scope(|s| {
+            for worker in 0..4 {
+                s.spawn(move || {
+                    for i in 0..times {
+                        let (token, method, path) = match (worker + i) % 4 {
+                            0 => ("s3cret", "GET", "/v1/file?path=missing"),
+                            1 => ("wrong", "GET", "/v1/peers"),
+                            2 => ("s3cret", "PUT", "/v1/file?path=.."),
+                            _ => ("s3cret", "POST", "/v1/index"),
+                        };
+                        let answer = request(n.port, token, method, path, &[], b"some text").expect("an answer");
+                        assert!(answer.status >= 400, "{path}: {}", answer.status);
+                    }
+                });
+            }
+            for _ in 0..times {
+                n.signal(Signal::HUP);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    };
+    round(25);
+    let (before, dialled) = (descriptors(n), refused.load(std::sync::atomic::Ordering::SeqCst));
+    round(150);
+    n.wait("dialling the one that refuses", |_| refused.load(std::sync::atomic::Ordering::SeqCst) > dialled + 2);
+    n.wait("without more open descriptors than before", |n| descriptors(n) <= before + 4);
+    assert!(c.nodes[0].alive());
+    assert_eq!(c.nodes[0].stop(), Some(0));
+    let log = fs::read_to_string(c.nodes[0].dir.join("log")).expect("log");
+    assert!(log.contains("log reopened") && log.trim_end().ends_with("stopped"), "{}", c.nodes[0].log_tail());
 }

@@ -303,3 +303,43 @@ fn conflicts_are_one_line_each() {
     let wanted = "d/a.conflict-n2-7\tof d/a\tfrom n2\t2026-09-21T14:13:20Z\n";
     assert_eq!(run(&["-base", &node.url(), "conflicts"]).out, wanted);
 }
+
+/// Everything that is not a success says so in the exit code, options are parsed as options, and a token goes along.
+#[test]
+fn fault_23_refusals_are_failures_and_options_are_parsed_where_they_stand() {
+    let node = Fake::start();
+    let url = node.url();
+    for status in [400_u16, 401, 403, 404, 409, 412, 500, 503, 507] {
+        let refusal = r#"{"error":"code","message":"in words"}"#;
+        node.with(|s| s.fixed.insert("/v1/file".into(), (status, refusal.into())));
+        for command in ["put", "del", "get"] {
+            let ran = run(&["-base", &url, command, "-path", "x"]);
+            let line = format!("error: {status} ");
+            assert!(
+                ran.code == 1 && ran.out.is_empty() && ran.err.starts_with(&line),
+                "{command} {status}: {}",
+                ran.err
+            );
+        }
+        for (command, route) in [("peers", "/v1/peers"), ("stats", "/v1/stats"), ("status", "/v1/status")] {
+            node.with(|s| s.fixed.insert(route.into(), (status, refusal.into())));
+            assert_eq!(run(&["-base", &url, command]).code, 1, "{command} {status}");
+        }
+    }
+    node.with(|s| s.fixed.clear());
+    node.put("-path", "a name like an option", 1);
+    node.put("x", "another", 1);
+    for args in [&["get", "-path=-path"][..], &["get", "--path=-path"]] {
+        assert_eq!(run(&[&["-base", &url], args].concat()).out, "a name like an option", "{args:?}");
+    }
+    // What follows the command and is none of its options is a mistake, not something to be passed over.
+    for args in [&["get", "-path", "x", "-holder", "y"][..], &["get", "x", "-path", "x"], &["get", "-path"], &["del"]] {
+        let ran = run(&[&["-base", &url], args].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{args:?}: {}", ran.err);
+    }
+    // Global options stand before or behind the command.
+    node.with(|s| s.token = Some("s3cret".into()));
+    assert_eq!(run(&["-base", &url, "-token", "s3cret", "get", "-path", "x"]).out, "another");
+    assert_eq!(run(&["get", "-path", "x", "-base", &url, "-token=s3cret"]).out, "another");
+    assert_eq!(run(&["-base", &url, "get", "-path", "x"]).code, 1);
+}

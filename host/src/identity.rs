@@ -202,7 +202,10 @@ impl DataDir {
             }
             Err(source) => return Err(IdentityError::Io { path, source }),
         };
-        stored.incarnation += 1;
+        stored.incarnation = stored.incarnation.checked_add(1).ok_or_else(|| IdentityError::Damaged {
+            path: path.clone(),
+            why: "it is damaged: no start can follow that one".into(),
+        })?;
         stored.boot = boot.into();
         stored.clean = false;
         let dir = DataDir { path: data.into(), stored, last_stop, _lock: lock };
@@ -448,5 +451,31 @@ mod tests {
         let mut a = DataDir::open(&t.path().join("a")).unwrap();
         assert!(matches!(a.claim_backing(&backing), Err(IdentityError::EmptyBacking { .. })));
         assert!(!backing.join(".icecluster").exists());
+    }
+
+    /// Whatever stands in the file, also behind a right checksum: it is understood or refused, in one line.
+    #[test]
+    fn no_identity_panics() {
+        use proptest::prelude::*;
+        let t = tempfile::tempdir().unwrap();
+        let with = |text: &[u8]| {
+            fs::write(t.path().join("identity"), text).unwrap();
+            DataDir::open_in_boot(t.path(), "boot").map_err(|e| e.to_string())
+        };
+        let last =
+            Stored { replica: ReplicaId(7), incarnation: u64::MAX, boot: "b".into(), clean: true, claimed: true };
+        assert!(with(last.encode().as_bytes()).unwrap_err().contains("no start can follow"));
+        proptest!(ProptestConfig::with_cases(200), |(
+            noise in proptest::collection::vec(any::<u8>(), 0..200),
+            fields in "(replica|incarnation|boot|stopped|backing| |-|\\n|[0-9a-f]{0,20}){0,20}",
+        )| {
+            let body = format!("{HEAD}\n{fields}\n");
+            let crc = crc32c::crc32c(body.as_bytes());
+            for text in [noise, format!("{body}crc {crc:08x}\n").into_bytes(), body.into_bytes()] {
+                if let Err(words) = with(&text) {
+                    prop_assert_eq!(words.lines().count(), 1, "{}", words);
+                }
+            }
+        });
     }
 }

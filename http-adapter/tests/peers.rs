@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::client::{connect, read_head, request};
+use support::client::{connect, get, read_head, request};
 use support::{Node, PATIENCE, Recorder, Setup, bytes};
 
 fn up(events: &Recorder) -> (LinkId, Option<String>) {
@@ -269,6 +269,40 @@ fn framed(message: &Message, payloads: &[Bytes]) -> Vec<u8> {
     let mut out = Vec::new();
     frame::encode(message, payloads, &mut out).unwrap();
     out
+}
+
+/// Whatever comes before or after the upgrade: the connection ends or waits, and the node serves on.
+fn noise_from_a_peer_does_no_harm<R: Runtime>(rt: R) {
+    let (mut node, mut other) = (Node::start(rt.clone(), Setup::default()), Node::start(rt, Setup::default()));
+    let words: [&[u8]; 8] =
+        [b"Upgrade", b"icecluster/1", b"icecluster/99", b"keep-alive", b",", b"\xff\xfe", b"websocket", b""];
+    for seed in 0..40u8 {
+        let pick = bytes(8, seed);
+        let word = |i: usize| words[usize::from(pick[i]) % words.len()];
+        let mut head = b"GET /v1/peer HTTP/1.1\r\nHost: x\r\n".to_vec();
+        for (name, i) in [("Connection", 0), ("Upgrade", 1), ("icecluster-nonce", 2), ("icecluster-version", 3)] {
+            head.extend_from_slice(name.as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(&[word(i), word(i + 4)].concat());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        head.extend_from_slice(&bytes(usize::from(seed) * 50, seed));
+        let mut stream = connect(other.address);
+        // It may be refused before it has said all.
+        let _ = stream.write_all(&head).and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+
+        let (mut stream, link) = raw(&node);
+        let _ = stream
+            .write_all(&bytes(1 + usize::from(seed) * 70, seed))
+            .and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+        down(&node.events, link);
+    }
+    for node in [&mut node, &mut other] {
+        assert_eq!(get(node.address, "/health").status, 200);
+        node.stop();
+    }
 }
 
 fn damaged_frames_end_the_connection<R: Runtime>(rt: R) {
@@ -587,7 +621,7 @@ macro_rules! suite {
     };
 }
 suite!(
-    one: links_are_told_apart, dials_fail_with_words, only_this_protocol_is_spoken, damaged_frames_end_the_connection,
+    one: links_are_told_apart, dials_fail_with_words, only_this_protocol_is_spoken, noise_from_a_peer_does_no_harm, damaged_frames_end_the_connection,
          frames_in_pieces, a_deaf_peer_costs_little, transfers_end_whatever_happens, content_requests_are_checked,
          only_what_differs_is_transferred, stops;
     two: talk, over_tls, content_is_fetched

@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A node of these tests lives no longer.
@@ -31,8 +32,15 @@ pub struct Cluster {
     _dir: tempfile::TempDir,
 }
 
+/// Ports that nobody listens on, and that the system gives to no outgoing connection by itself. Each process of tests begins
+/// elsewhere.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(97);
+    let candidates =
+        std::iter::repeat_with(|| 10_000 + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000);
+    let mut ports = candidates.take(20_000).map(|p| u16::try_from(p).expect("below 30,000"));
+    ports.find(|p| TcpListener::bind(("127.0.0.1", *p)).is_ok()).expect("a free port")
 }
 
 /// A test that needs `/dev/fuse` fails where it is missing in CI, and says loudly elsewhere that it did not run.
@@ -129,7 +137,10 @@ impl Node {
         self.dir.join("backing")
     }
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme(), self.port)
+    }
+    fn scheme(&self) -> &'static str {
+        if self.extra.contains("tls_cert:") { "https" } else { "http" }
     }
     pub fn config_file(&self) -> PathBuf {
         self.dir.join("config.yml")
@@ -147,7 +158,7 @@ impl Node {
     }
 
     pub fn write_config(&self) {
-        let join: Vec<String> = self.joins.iter().map(|p| format!("http://127.0.0.1:{p}")).collect();
+        let join: Vec<String> = self.joins.iter().map(|p| format!("{}://127.0.0.1:{p}", self.scheme())).collect();
         let d = self.dir.display();
         let mut text = format!(
             "node_id: {}\nbind: 127.0.0.1:{}\nbacking: {d}/backing\nmount: {d}/mount\ndata: {d}/data\nkeepalive: 1s\nlog_file: {d}/log\n",

@@ -320,6 +320,36 @@ mod tests {
             let _ = decode_body(&Bytes::from(body));
         }
 
+        /// Messages that are almost right, behind a right checksum.
+        #[test]
+        fn no_changed_message_panics(
+            contents in contents(),
+            hits in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..4, any::<u8>()), 1..6),
+        ) {
+            let mut out = Vec::new();
+            encode(&with_payloads(&contents), &contents, &mut out).unwrap();
+            let mut body = out.split_off(HEADER_BYTES);
+            for (at, how, byte) in hits {
+                let at = at.index(body.len());
+                match how {
+                    0 => body[at] = byte,
+                    1 => body.insert(at, byte),
+                    2 if body.len() > 4 => drop(body.remove(at)),
+                    // A length or a variant that takes several bytes.
+                    _ => drop(body.splice(at..at, [0xff, 0xff, 0xff, byte & 0x7f])),
+                }
+            }
+            let mut framed = (body.len() as u32).to_le_bytes().to_vec();
+            framed.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+            framed.extend_from_slice(&body);
+            if let Ok(Some(received)) = decode(&mut BytesMut::from(&framed[..])) {
+                // What was taken for a message holds no more than what came.
+                prop_assert!(received.payload_bytes() <= body.len() as u64);
+                let admitted = received.admit(|_| Ok::<_, ()>(PayloadId(1)), |_| ());
+                prop_assert!(admitted.is_ok());
+            }
+        }
+
         #[test]
         fn every_flipped_bit_is_noticed(contents in contents(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
             let mut out = Vec::new();

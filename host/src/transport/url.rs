@@ -142,4 +142,27 @@ mod tests {
             assert!(BaseUrl::parse(text).is_err(), "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        /// No text panics, and what is understood is understood again as the same, also by the configuration.
+        #[test]
+        fn no_text_panics_and_the_normal_form_stays(text in "(http|https|ftp|HTTP|://|:|/|@|\\[|\\]|::1|\\.|-|é|%| |\\?|#|[a-z0-9]{1,6}|65535|65536|0){0,12}") {
+            if let Ok(url) = BaseUrl::parse(&text) {
+                let shown = url.to_string();
+                proptest::prop_assert_eq!(BaseUrl::parse(&shown), Ok(url.clone()));
+                proptest::prop_assert!(shown.is_ascii() && shown.len() <= URL_MAX_BYTES + "https://".len());
+                proptest::prop_assert!(!url.host().is_empty() && !url.host().contains(['[', ']', '/', '@']));
+                let (_, port) = url.connect_to().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap();
+                proptest::prop_assert!(port.parse::<u16>().is_ok_and(|p| p > 0));
+            }
+            if let Ok(url) = crate::config::normalize_url(&text, false) {
+                proptest::prop_assert_eq!(crate::config::normalize_url(&url, true), Ok(url.clone()));
+                // What the configuration lets through can be dialled.
+                proptest::prop_assert!(BaseUrl::parse(&url).is_ok(), "{}", url);
+            }
+            if let Ok(bind) = crate::config::BindAddr::parse(&text) {
+                proptest::prop_assert_eq!(crate::config::BindAddr::parse(&bind.to_string()), Ok(bind));
+            }
+        }
+    }
 }

@@ -59,3 +59,35 @@ pub(crate) fn nonce() -> io::Result<String> {
     crate::tls::random(&mut bytes)?;
     Ok(blake3::Hash::from_bytes(bytes).to_hex().to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, HeaderValue};
+    use proptest::prelude::*;
+
+    #[test]
+    fn proofs_belong_to_one_token_and_one_nonce() {
+        let proof_of = proof("token", "nonce");
+        assert!(same_secret(proof_of.as_bytes(), proof("token", "nonce").as_bytes()));
+        for (token, nonce) in [("token", "nonce2"), ("token2", "nonce"), ("", "nonce"), ("token", "")] {
+            assert!(!same_secret(proof_of.as_bytes(), proof(token, nonce).as_bytes()), "{token} {nonce}");
+        }
+        assert_ne!(nonce().unwrap(), nonce().unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn versions_are_short_and_printable(value in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                headers.insert(VERSION_HEADER, value);
+            }
+            let shown = version_in(&headers);
+            let printable = |v: &String| (1..=64).contains(&v.len()) && v.bytes().all(|b| b.is_ascii_graphic());
+            prop_assert!(shown.as_ref().is_none_or(printable));
+            let fits = (1..=64).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
+            prop_assert_eq!(shown.is_some(), fits);
+        }
+    }
+}
