@@ -6,7 +6,7 @@ use ice_core::event::Admin;
 use ice_core::rng::Seed;
 use ice_fuse::{Mount, MountOptions, Passthrough};
 use ice_host::config::{Config, RuntimeKind};
-use ice_host::engine::Engine;
+use ice_host::engine::{Engine, Pressure};
 use ice_host::identity::DataDir;
 use ice_host::log::{LogLane, Options as LogOptions};
 use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
@@ -101,7 +101,11 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         config.tls.is_some() || config.cacert.is_some() || config.join.iter().any(|u| u.starts_with("https:"));
     let tls = if wants_tls { Some(TlsClient::from_file(config.cacert.as_deref()).context("cacert")?) } else { None };
     let lane = Arc::clone(&log);
-    engine.slow_down_while(Box::new(move || lane.backlog().over));
+    engine.feel_pressure(Box::new(move || match lane.backlog() {
+        b if b.full => Pressure::Full,
+        b if b.over => Pressure::Over,
+        _ => Pressure::None,
+    }));
     let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, Arc::new(volume.clone()));
     let backing = std::fs::File::open(&config.backing).context("cannot open backing")?.into();
     let files: Arc<dyn FileActions> = Arc::new(volume.clone());

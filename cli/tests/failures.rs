@@ -29,6 +29,19 @@ impl SmallFs {
         SmallFs(at.into())
     }
 
+    /// An ext4 on `at` that believes to have 256 MiB, in an image on `store`, which may have less: then its disk fails. Without a
+    /// journal, whose failure would end all writing for good.
+    fn on_image(store: &SmallFs, at: &Path) -> SmallFs {
+        fs::create_dir_all(at).expect("mount point");
+        let image = store.0.join("image");
+        File::create(&image).and_then(|f| f.set_len(256 << 20)).expect("image");
+        run(ice_testing::command("mkfs.ext4")
+            .args(["-q", "-F", "-E", "lazy_itable_init=1,nodiscard", "-O", "^has_journal"])
+            .arg(&image));
+        run(ice_testing::command("mount").args(["-o", "loop,errors=continue"]).arg(&image).arg(at));
+        SmallFs(at.into())
+    }
+
     fn remount(&self, options: &str) {
         run(ice_testing::command("mount").args(["-o", &format!("remount,{options}")]).arg(&self.0));
     }
@@ -154,6 +167,38 @@ fn a_full_data_directory_stops_acknowledging_and_is_said() {
     }
     assert_eq!(fs::read(m.join("unsynced")).expect("the machine went on"), b"still served");
     drop(small);
+}
+
+#[test]
+fn a_failed_sync_is_never_acknowledged_and_is_said() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::prepare(1, "ack_timeout: 3s");
+    let store = SmallFs::memory(&c.nodes[0].dir.join("store"), "24m");
+    let disk = SmallFs::on_image(&store, &c.nodes[0].backing());
+    start(&mut c);
+    let m = c.nodes[0].mount();
+    write_synced(&m.join("before"), b"safe").expect("acknowledged");
+    // The file system has room, the disk below it has not: writing back fails.
+    let mut f = File::create(m.join("lost")).expect("create");
+    let block = vec![7; 1 << 20];
+    for _ in 0..48 {
+        f.write_all(&block).expect("the page cache takes it");
+    }
+    let first = f.sync_all().expect_err("the disk did not take it");
+    assert_eq!(first.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert!(f.sync_all().is_err(), "the kernel forgets a lost write, the node must not");
+    wait_reason(&c.nodes[0], "a sync failed");
+    assert_eq!(fs::read(m.join("before")).expect("read"), b"safe");
+    drop(f);
+    store.remount("size=400m");
+    // A new file, and the same bytes once more: with a disk that works both can be relied on.
+    eventually("new files are acknowledged", || write_synced(&m.join("after"), &block));
+    eventually("the lost file can be written anew", || write_synced(&m.join("lost"), &block));
+    wait_no_reason(&c.nodes[0]);
+    assert_eq!(c.nodes[0].stop(), Some(0));
+    drop(disk);
 }
 
 #[test]

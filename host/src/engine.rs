@@ -31,6 +31,17 @@ pub trait Actions: Send + Sync {
     fn notice(&self, notice: Notice);
 }
 
+/// How the disk of the log keeps up with the changes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Pressure {
+    /// It does.
+    None,
+    /// More waits for it in memory than should: local changes are slowed down.
+    Over,
+    /// Much more: local changes are refused before they are made.
+    Full,
+}
+
 /// A state digest is recorded after this many steps.
 const DIGEST_EVERY_STEPS: u64 = 256;
 /// How often and how long a change waits for the log's disk.
@@ -62,8 +73,8 @@ pub struct Engine {
     inner: Mutex<Inner>,
     poke: Condvar,
     actions: OnceLock<Arc<dyn Actions>>,
-    /// The log lane has more in memory than it should.
-    over: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
+    /// How the disk of the log keeps up.
+    pressure: OnceLock<Box<dyn Fn() -> Pressure + Send + Sync>>,
     payloads: Arc<PayloadPool>,
     origin: std::time::Instant,
     tokens: AtomicU64,
@@ -126,7 +137,7 @@ impl Engine {
             }),
             poke: Condvar::new(),
             actions: OnceLock::new(),
-            over: OnceLock::new(),
+            pressure: OnceLock::new(),
             payloads,
             origin: std::time::Instant::now(),
             tokens: AtomicU64::new(1),
@@ -143,11 +154,27 @@ impl Engine {
         std::thread::Builder::new().name("ice-core".into()).spawn(move || me.drive())
     }
 
-    /// Local changes are slowed down while `over` says so: the disk of the log does not keep up. Set it before the start.
-    pub fn slow_down_while(&self, over: Box<dyn Fn() -> bool + Send + Sync>) {
-        if self.over.set(over).is_err() {
-            tracing::error!("slow_down_while was called twice; the first call counts");
+    /// Local changes are slowed down, and refused by [`Engine::room`], as `pressure` says. Set it before the start.
+    pub fn feel_pressure(&self, pressure: Box<dyn Fn() -> Pressure + Send + Sync>) {
+        if self.pressure.set(pressure).is_err() {
+            tracing::error!("feel_pressure was called twice; the first call counts");
         }
+    }
+
+    /// True if one more change may be made. Waits for a bounded time for the log's disk to catch up.
+    pub fn room(&self) -> bool {
+        self.pauses(Pressure::Full)
+    }
+
+    /// Waits while the pressure is as high as this, for a bounded time. `false`: it still is.
+    fn pauses(&self, high: Pressure) -> bool {
+        for _ in 0..PAUSES_MAX {
+            if self.pressure.get().is_none_or(|p| p() < high) || self.stopping.load(Ordering::SeqCst) {
+                return true;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        false
     }
 
     /// Ends the driver thread, and the tape. Requests still waiting are answered with `Stopping`.
@@ -198,12 +225,7 @@ impl Engine {
     /// Changes that were just made in `backing`. The caller holds the namespace lock. One result per change.
     pub fn change(&self, changes: Vec<Change>) -> Result<Vec<Result<InodeId, Refused>>, Refused> {
         // The change has been made already: it cannot be refused, only its maker be slowed down, for a bounded time.
-        for _ in 0..PAUSES_MAX {
-            if !self.over.get().is_some_and(|over| over()) || self.stopping.load(Ordering::SeqCst) {
-                break;
-            }
-            std::thread::sleep(PAUSE);
-        }
+        self.pauses(Pressure::Over);
         match self.request(Request::Change(changes), Duration::from_secs(10)) {
             Reply::Changed(results) => Ok(results),
             Reply::Failed(why) => Err(why),

@@ -458,3 +458,30 @@ fn what_the_core_refuses_leaves_nothing_behind() {
     assert_eq!(rig.volume.create(ROOT, d, OsStr::new("f"), 0o644, libc::O_RDWR).unwrap_err(), Errno::STALE);
     assert!(!rig.path("d/f").exists());
 }
+
+#[test]
+fn what_cannot_be_remembered_is_refused_before_it_is_made() {
+    let rig = Rig::new();
+    rig.write("f", b"x");
+    rig.write("g", b"y");
+    let file = rig.open("f", libc::O_RDWR);
+    rig.core.full.store(true, Ordering::SeqCst);
+    let (v, n, f) = (&rig.volume, OsStr::new("new"), rig.ino("f"));
+    let chmod = ice_host::vfs::SetStat { mode: Some(0o600), ..Default::default() };
+    assert_eq!(v.mkdir(ROOT, 1, n, 0o755).unwrap_err(), Errno::NOSPC);
+    assert_eq!(v.create(ROOT, 1, n, 0o644, libc::O_RDWR).err(), Some(Errno::NOSPC));
+    assert_eq!(v.symlink(ROOT, 1, n, OsStr::new("f")).unwrap_err(), Errno::NOSPC);
+    assert_eq!(v.link(f, 1, n).unwrap_err(), Errno::NOSPC);
+    assert_eq!(rig.rename("f", "new", 0), Err(Errno::NOSPC));
+    assert_eq!(v.setattr(ROOT, f, None, chmod).unwrap_err(), Errno::NOSPC);
+    assert_eq!(v.setxattr(f, OsStr::new("user.k"), b"v", 0), Err(Errno::NOSPC));
+    assert_eq!(v.write(file.fh, 0, b"z"), Err(Errno::NOSPC));
+    assert!(!rig.path("new").exists());
+    // Reading goes on, and so does what makes room.
+    assert_eq!(rig.read("f"), b"x");
+    rig.unlink("g");
+    rig.core.full.store(false, Ordering::SeqCst);
+    v.mkdir(ROOT, 1, n, 0o755).unwrap();
+    rig.close(file);
+    rig.assert_agree();
+}

@@ -61,6 +61,9 @@ impl Default for Options {
     }
 }
 
+/// So many times the limit of what waits in memory is more than can be borne: the disk has failed or is full, for long.
+pub const FULL: usize = 4;
+
 /// What the lane holds in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Backlog {
@@ -70,6 +73,8 @@ pub struct Backlog {
     pub records: usize,
     /// The limit is exceeded: take no more work that appends to the log until it is not.
     pub over: bool,
+    /// It is exceeded [`FULL`] times: refuse such work.
+    pub full: bool,
 }
 
 /// Counters since the lane was opened.
@@ -260,7 +265,12 @@ impl LogLane {
     /// What is in memory and not durable.
     pub fn backlog(&self) -> Backlog {
         let state = self.shared.lock();
-        Backlog { bytes: state.bytes, records: state.records, over: state.bytes > self.backlog_max }
+        Backlog {
+            bytes: state.bytes,
+            records: state.records,
+            over: state.bytes > self.backlog_max,
+            full: state.bytes > self.backlog_max.saturating_mul(FULL),
+        }
     }
 
     /// Segments that hold only records below `below` are dropped, soon. Call it when a checkpoint that covers them is durable.

@@ -30,5 +30,5 @@ mod writer;
 
 pub(crate) use segments::sync_dir;
 
-pub use lane::{Backlog, Fault, LaneStats, LogLane, Options, SyncDone};
+pub use lane::{Backlog, FULL, Fault, LaneStats, LogLane, Options, SyncDone};
 pub use recover::{Entry, Recovered, recover};

@@ -33,6 +33,7 @@ mod hidden;
 mod hints;
 mod list;
 mod make;
+mod mend;
 mod meta;
 mod opens;
 mod outside;
@@ -166,6 +167,8 @@ pub(crate) struct Shared {
     /// Files with several names, by their number in `backing`.
     linked: Mutex<HashMap<u64, InodeId>>,
     suspects: Mutex<BTreeSet<InodeId>>,
+    /// Files whose sync failed and whose bytes were not brought to the disk since.
+    lost: Mutex<BTreeSet<InodeId>>,
     /// Files that a process outside writes, and whose installation waits for that.
     busy_outside: Mutex<BTreeSet<InodeId>>,
     troubles: Mutex<BTreeMap<String, String>>,
@@ -210,6 +213,7 @@ impl Volume {
             linked: Mutex::default(),
             busy_outside: Mutex::default(),
             suspects: Mutex::new(options.suspects.clone()),
+            lost: Mutex::default(),
             troubles: Mutex::new(troubles),
             stopping: AtomicBool::new(false),
             threads: Mutex::default(),
@@ -240,6 +244,7 @@ impl Volume {
         spawn("ice-dirty", Shared::run_ticker)?;
         spawn("ice-scan", Shared::run_scanner)?;
         spawn("ice-stale", Shared::run_stale)?;
+        spawn("ice-mend", Shared::run_mender)?;
         if self.s.watch.is_some() {
             spawn("ice-watch", Shared::run_watch)?;
         }
@@ -336,6 +341,11 @@ impl Shared {
         if self.troubles().remove(key).is_some() {
             tracing::info!(trouble = key, "is over");
         }
+    }
+
+    /// A change may be made. `ENOSPC`: it could not be remembered, because the log's disk is full or has failed, for long.
+    pub(crate) fn admit(&self) -> crate::vfs::Result<()> {
+        if self.port()?.room() { Ok(()) } else { Err(rustix::io::Errno::NOSPC) }
     }
 
     pub(crate) fn stopping(&self) -> bool {

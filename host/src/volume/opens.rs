@@ -462,6 +462,20 @@ impl Opens {
         open
     }
 
+    /// The entry for a file, which nobody need have open. [`Opens::settle`] it afterwards.
+    pub(crate) fn kept(&self, ino: u64, inode: InodeId, disk: u64) -> Arc<Open> {
+        let mut inner = self.inner();
+        match inner.opens.get(&ino) {
+            Some(open) if open.disk == disk => Arc::clone(open),
+            Some(open) if !open.state().files.is_empty() => Open::new(ino, disk, Some(inode)),
+            _ => {
+                let open = Open::new(ino, disk, Some(inode));
+                inner.opens.insert(ino, Arc::clone(&open));
+                open
+            }
+        }
+    }
+
     /// Puts a file on the list of dirty ones.
     pub(crate) fn note_dirty(&self, open: &Arc<Open>) {
         self.inner().dirty.insert(open.ino, Arc::clone(open));

@@ -49,6 +49,10 @@ pub trait Port: Send + Sync + 'static {
     fn complete(&self, token: IoToken, result: IoResult);
     /// Calls `read` once with the tree, under the core's lock: it must be short and must not call the port.
     fn names(&self, read: &mut dyn FnMut(&dyn Names));
+    /// One more change may be made: there is room to remember it. May wait, for a bounded time.
+    fn room(&self) -> bool {
+        true
+    }
     /// Everything was compared with the tree after a start; called once.
     fn scanned(&self) {}
     /// The pool that holds inline content.
@@ -124,6 +128,9 @@ impl Port for Engine {
     }
     fn names(&self, read: &mut dyn FnMut(&dyn Names)) {
         self.tree(|tree| read(tree));
+    }
+    fn room(&self) -> bool {
+        Engine::room(self)
     }
     fn scanned(&self) {
         self.admin(ice_core::event::Admin::Scanned);

@@ -457,10 +457,9 @@ impl Shared {
         let acknowledged =
             (told != Told::Nameless).then(|| port.sync_begin(self.options.ack, self.options.ack_timeout));
         let synced = if data_only { rustix::fs::fdatasync(&*handle.file) } else { rustix::fs::fsync(&*handle.file) };
-        if synced.is_err() {
+        if let Err(e) = synced {
             // The kernel reports a lost write once and then forgets it: nobody may believe a later success.
-            handle.node.state().sync_failed = true;
-            self.trouble("sync", format!("backing: a sync failed: {}", synced.err().unwrap_or(Errno::IO)));
+            self.sync_has_failed(&handle.node, e);
         }
         if handle.node.state().sync_failed {
             return Err(Errno::IO);

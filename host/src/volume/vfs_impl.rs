@@ -1,4 +1,6 @@
 //! The volume as adapters see it.
+//!
+//! What makes the log longer is admitted only while there is room to remember it; what makes room always is.
 
 use super::Volume;
 use crate::vfs::{Caller, DirEntry, FsStat, Opened, Result, SetStat, Stale, Stat, Vfs};
@@ -16,21 +18,26 @@ impl Vfs for Volume {
         self.s.do_getattr(ino, fh)
     }
     fn setattr(&self, _caller: Caller, ino: u64, fh: Option<u64>, set: SetStat) -> Result<Stat> {
+        self.s.admit()?;
         self.s.do_setattr(ino, fh, set)
     }
     fn readlink(&self, ino: u64) -> Result<OsString> {
         self.s.do_readlink(ino)
     }
     fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32, rdev: u64) -> Result<Stat> {
+        self.s.admit()?;
         self.s.do_mknod(caller, parent, name, mode, rdev)
     }
     fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Stat> {
+        self.s.admit()?;
         self.s.do_mkdir(caller, parent, name, mode)
     }
     fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Stat> {
+        self.s.admit()?;
         self.s.do_symlink(caller, parent, name, target)
     }
     fn link(&self, ino: u64, parent: u64, name: &OsStr) -> Result<Stat> {
+        self.s.admit()?;
         self.s.do_link(ino, parent, name)
     }
     fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
@@ -40,21 +47,25 @@ impl Vfs for Volume {
         self.s.do_remove(parent, name, true)
     }
     fn rename(&self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, flags: u32) -> Result<()> {
+        self.s.admit()?;
         self.s.do_rename(parent, name, new_parent, new_name, flags)
     }
     fn open(&self, _caller: Caller, ino: u64, flags: i32) -> Result<Opened> {
         self.s.do_open(ino, flags)
     }
     fn create(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32, flags: i32) -> Result<(Stat, Opened)> {
+        self.s.admit()?;
         self.s.do_create(caller, parent, name, mode, flags)
     }
     fn tmpfile(&self, caller: Caller, parent: u64, mode: u32, flags: i32) -> Result<(Stat, Opened)> {
+        self.s.admit()?;
         self.s.do_tmpfile(caller, parent, mode, flags)
     }
     fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.s.do_read(fh, offset, buf)
     }
     fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<usize> {
+        self.s.admit()?;
         self.s.do_write(fh, offset, data)
     }
     fn stores_are_writes(&self, fh: u64) {
@@ -91,21 +102,25 @@ impl Vfs for Volume {
         self.s.do_listxattr(ino)
     }
     fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        self.s.admit()?;
         self.s.do_setxattr(ino, name, value, flags)
     }
     fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
         self.s.do_removexattr(ino, name)
     }
     fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
+        self.s.admit()?;
         self.s.do_fallocate(fh, mode, offset, len)
     }
     fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64> {
         self.s.do_lseek(fh, offset, whence)
     }
     fn copy_file_range(&self, from: u64, from_off: u64, to: u64, to_off: u64, len: u64) -> Result<usize> {
+        self.s.admit()?;
         self.s.do_copy(from, from_off, to, to_off, len)
     }
     fn install(&self, fh: u64, parent: u64, name: &OsStr, digest: ContentDigest) -> Result<Stat> {
+        self.s.admit()?;
         self.s.do_install(fh, parent, name, digest)
     }
     fn content(&self, ino: u64) -> Option<ContentDigest> {

@@ -34,6 +34,8 @@ pub struct Model {
     pub failed: Mutex<Vec<IoError>>,
     pub syncs: AtomicUsize,
     pub refuse_sync: Mutex<Option<Refused>>,
+    /// There is no room to remember changes.
+    pub full: std::sync::atomic::AtomicBool,
     pub released: Mutex<Vec<InodeId>>,
     pub results: Mutex<HashMap<IoToken, IoResult>>,
 }
@@ -96,6 +98,9 @@ impl Port for Model {
             Some(why) => Err(why),
             None => Ok(1),
         }
+    }
+    fn room(&self) -> bool {
+        !self.full.load(Ordering::SeqCst)
     }
     fn released(&self, inode: InodeId) {
         self.released.lock().unwrap().push(inode);
@@ -170,6 +175,7 @@ impl Rig {
             failed: Mutex::default(),
             syncs: AtomicUsize::new(0),
             refuse_sync: Mutex::default(),
+            full: Default::default(),
             released: Mutex::default(),
             results: Mutex::default(),
         });
