@@ -156,11 +156,20 @@ pub enum Source {
     },
 }
 
+/// What loses its name in the same rename that gives it to another: there is no moment at which the name is missing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Over {
+    /// Not a directory, and without another name.
+    pub inode: InodeId,
+    /// What must still be there, as for [`Apply::Remove`]. If nothing is there any more that is fine.
+    pub expect: Witness,
+}
+
 /// One atomic change of `backing`. The host resolves directories through the materialised tree
 /// ([`crate::node::View::path`]) at the moment it acts, under its namespace lock.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Apply {
-    /// Create an object, whole (bytes and attributes included), at a free name.
+    /// Create an object, whole (bytes and attributes included), at a free name or that of `over`.
     Make {
         /// The inode.
         inode: InodeId,
@@ -174,6 +183,8 @@ pub enum Apply {
         xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
         /// Its bytes.
         source: Source,
+        /// What it replaces. Never with a directory.
+        over: Option<Over>,
     },
     /// Give a file a further, free name.
     Link {
@@ -184,7 +195,7 @@ pub enum Apply {
         /// The new one.
         to: Spot,
     },
-    /// Move an entry to a free name.
+    /// Move an entry to a free name or that of `over`.
     Move {
         /// What it names.
         inode: InodeId,
@@ -192,6 +203,8 @@ pub enum Apply {
         from: Spot,
         /// To.
         to: Spot,
+        /// What it replaces. Never with a directory.
+        over: Option<Over>,
     },
     /// Remove a name. A file whose bytes are not the ones seen in `expect` stays (`Changed`), and so does a directory that
     /// is not empty.

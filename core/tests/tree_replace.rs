@@ -65,12 +65,30 @@ fn the_old_file_stays_until_the_new_bytes_are_there() {
             for step in steps {
                 if let Step::Apply { ticket, apply } = step {
                     seen.push(apply);
+                    let before = b.child(InodeId::ROOT, &name("f")).is_some();
                     b.applied(ticket, W);
+                    let after = b.child(InodeId::ROOT, &name("f")).is_some();
+                    assert!(after || !before, "the name is gone after {:?}", seen.last());
                 }
             }
         }
         seen
     };
+    // One node hears of it all at once, when it has the old file only: the new one is made in its place.
+    let mut late = Tree::new();
+    let of_new = |body: &OpBody| matches!(body, OpBody::Place { inode, .. } if *inode == t);
+    let split = ops.iter().position(|(_, body)| of_new(body)).expect("the new file was created");
+    for (stamp, body) in &ops[..split] {
+        late.integrate(*stamp, body);
+    }
+    settle(&mut late, true);
+    for (stamp, body) in &ops[split..] {
+        late.integrate(*stamp, body);
+    }
+    let seen = settle(&mut late, true);
+    assert!(matches!(&seen[..], [Apply::Make { inode, over: Some(over), .. }] if (*inode, over.inode) == (t, f)), "{seen:?}");
+    assert_eq!((late.child(InodeId::ROOT, &name("f")), late.pending()), (Some(t), 0));
+
     for (stamp, body) in &ops[..3] {
         b.integrate(*stamp, body);
     }
@@ -85,7 +103,10 @@ fn the_old_file_stays_until_the_new_bytes_are_there() {
     assert_eq!(b.child(InodeId::ROOT, &name("f")), Some(f), "the old file stays");
 
     b.came(t);
-    settle(&mut b, true);
+    let last = settle(&mut b, true);
+    let replaced = |x: &Apply| matches!(x, Apply::Move { inode, over: Some(over), .. } if (*inode, over.inode) == (t, f));
+    assert!(last.iter().any(replaced), "{last:?}");
+    assert!(!last.iter().any(|x| matches!(x, Apply::Remove { .. })), "{last:?}");
     assert_eq!(b.child(InodeId::ROOT, &name("f")), Some(t));
     assert_eq!(b.child(InodeId::ROOT, &name("f.new")), None);
     assert_eq!(b.pending(), 0);

@@ -247,6 +247,7 @@ fn what_was_done_before_a_crash_is_not_done_twice() {
         attrs: attrs(0o600),
         xattrs: Vec::new(),
         source,
+        over: None,
     };
     let same = Source::Payload(rig.payload(b"bytes"));
     let other = Source::Payload(rig.payload(b"BYTES"));
@@ -278,6 +279,7 @@ fn failures_change_nothing() {
         attrs: attrs(0o600),
         xattrs: Vec::new(),
         source,
+        over: None,
     };
     let missing = Source::Staged { inode: f, version: rig.mint_remote() };
     assert_eq!(by_hand(&rig, make(InodeId::ROOT, "g", missing)), IoResult::Failed(IoError::Gone));
@@ -289,7 +291,7 @@ fn failures_change_nothing() {
     witness.sum ^= 1;
     let remove = Apply::Remove { inode: f, at: at(InodeId::ROOT, "f"), dir: false, expect: witness };
     assert_eq!(by_hand(&rig, remove), IoResult::Failed(IoError::Changed));
-    let moved = Apply::Move { inode: f, from: at(InodeId::ROOT, "f"), to: at(InodeId::ROOT, "f") };
+    let moved = Apply::Move { inode: f, from: at(InodeId::ROOT, "f"), to: at(InodeId::ROOT, "f"), over: None };
     assert_eq!(by_hand(&rig, moved), IoResult::Failed(IoError::Changed));
     staging_is_empty(&rig);
     rig.assert_agree();
@@ -304,10 +306,10 @@ fn entries_are_set_aside_and_come_back() {
     let (f, d) = (rig.inode("f"), rig.inode("d"));
     for (inode, n) in [(f, "f"), (d, "d")] {
         let limbo = Spot::Limbo(EntryId(inode.0 ^ 1));
-        let out = Apply::Move { inode, from: at(InodeId::ROOT, n), to: limbo.clone() };
+        let out = Apply::Move { inode, from: at(InodeId::ROOT, n), to: limbo.clone(), over: None };
         assert!(matches!(by_hand(&rig, out), IoResult::Applied(_)));
         assert!(!rig.path(n).exists());
-        let back = Apply::Move { inode, from: limbo, to: at(InodeId::ROOT, n) };
+        let back = Apply::Move { inode, from: limbo, to: at(InodeId::ROOT, n), over: None };
         let IoResult::Applied(witness) = by_hand(&rig, back) else { panic!("not moved back") };
         rig.core.change_unseen(Change::Touch { inode, witness });
     }

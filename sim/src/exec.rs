@@ -5,7 +5,7 @@ use crate::disk::Staged;
 use crate::fs::{FsError, FsOp, Ino, ROOT, SCRATCH, WORK};
 use crate::host::Power;
 use crate::world::{Ev, World};
-use ice_core::action::{Apply, Io, Source, Spot};
+use ice_core::action::{Apply, Io, Over, Source, Spot};
 use ice_core::config::Ending;
 use ice_core::event::{IoError, IoResult, Witness};
 use ice_core::ids::{EntryId, InodeId, Name, ReplicaId};
@@ -219,20 +219,41 @@ impl World {
         if is_file && self.hosts[n].fs.witness(ino) != expect { Err(IoError::Changed) } else { Ok(()) }
     }
 
+    /// True if the name at `spot` is that of what a change replaces, which is as it was last seen.
+    fn replaces(&mut self, n: usize, over: Option<&Over>, spot: &Spot) -> Result<bool, IoError> {
+        let Some(over) = over else { return Ok(false) };
+        let (dir, name) = self.place(n, spot)?;
+        if self.hosts[n].fs.child(dir, &name).is_none() {
+            return Ok(false);
+        }
+        let (_, _, ino) = self.standing(n, spot, over.inode)?;
+        self.expected(n, ino, over.expect)?;
+        self.sometimes.saw("renamed over another");
+        Ok(true)
+    }
+
     fn dirty(&self, n: usize, ino: Ino) -> bool {
         self.hosts[n].process.as_ref().and_then(|p| p.writers.get(&ino)).is_some_and(|w| w.dirty)
     }
 
     fn apply(&mut self, n: usize, apply: Apply, budget: &mut Budget) -> Result<Witness, Halt> {
         match apply {
-            Apply::Make { inode: _, at, kind, attrs, xattrs, source } => {
+            Apply::Make { inode: _, at, kind, attrs, xattrs, source, over } => {
                 let (parent, name) = self.place(n, &at)?;
                 if parent == WORK {
                     self.sometimes.saw("entry in limbo");
                 }
                 let (content, flushed) = self.bytes(n, &source)?;
+                let replaces = self.replaces(n, over.as_ref(), &at)?;
+                let (aside, at_once) = (Name::new(SCRATCH).ok_or(IoError::Changed)?, (parent, name.clone()));
+                let (parent, name) = if replaces { (WORK, aside.clone()) } else { at_once.clone() };
                 let op = FsOp::Make { parent, name, kind, attrs, xattrs, content, flushed };
                 let ino = self.step_of(n, budget, op)?;
+                if replaces {
+                    let (new_parent, new_name) = at_once;
+                    let op = FsOp::Rename { parent: WORK, name: aside, new_parent, new_name, exchange: false };
+                    self.step_of(n, budget, op)?;
+                }
                 Ok(self.hosts[n].fs.witness(ino))
             }
             Apply::Link { inode, from, to } => {
@@ -242,13 +263,14 @@ impl World {
                 self.step_of(n, budget, FsOp::Link { ino, parent, name })?;
                 Ok(self.after(n, inode, ino, before))
             }
-            Apply::Move { inode, from, to } => {
+            Apply::Move { inode, from, to, over } => {
                 let (parent, name, ino) = self.standing(n, &from, inode)?;
                 let (new_parent, new_name) = self.place(n, &to)?;
                 if new_parent == WORK {
                     self.sometimes.saw("entry in limbo");
                 }
-                if self.hosts[n].fs.child(new_parent, &new_name).is_some() {
+                let replaces = self.replaces(n, over.as_ref(), &to)?;
+                if !replaces && self.hosts[n].fs.child(new_parent, &new_name).is_some() {
                     return Err(IoError::Changed.into());
                 }
                 let op = FsOp::Rename { parent, name, new_parent, new_name, exchange: false };

@@ -1,6 +1,6 @@
 //! Things in a few words, for stories.
 
-use ice_core::action::{Apply, LogRecord, Notice, Source, Spot};
+use ice_core::action::{Apply, Over, LogRecord, Notice, Source, Spot};
 use ice_core::message::{Frontier, Message};
 use ice_core::op::{Op, OpBody};
 
@@ -61,14 +61,20 @@ fn source(s: &Source) -> String {
     }
 }
 
+fn instead(over: &Option<Over>) -> String {
+    over.as_ref().map_or(String::new(), |o| format!(" instead of {}", short(&o.inode)))
+}
+
 /// A change of `backing`.
 pub fn apply(a: &Apply) -> String {
     match a {
-        Apply::Make { inode, at, kind, source: s, .. } => {
-            format!("make {kind:?} {} at {} from {}", short(inode), spot(at), source(s))
+        Apply::Make { inode, at, kind, source: s, over, .. } => {
+            format!("make {kind:?} {} at {} from {}{}", short(inode), spot(at), source(s), instead(over))
         }
         Apply::Link { inode, from, to } => format!("link {} {} to {}", short(inode), spot(from), spot(to)),
-        Apply::Move { inode, from, to } => format!("move {} {} to {}", short(inode), spot(from), spot(to)),
+        Apply::Move { inode, from, to, over } => {
+            format!("move {} {} to {}{}", short(inode), spot(from), spot(to), instead(over))
+        }
         Apply::Remove { inode, at, .. } => format!("remove {} {}", short(inode), spot(at)),
         Apply::Attr { inode, at, .. } => format!("attr {} {}", short(inode), spot(at)),
         Apply::Install { inode, at, source: s, keep, .. } => {

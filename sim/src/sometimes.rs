@@ -31,6 +31,7 @@ pub const NAMES: &[&str] = &[
     "operations asked for again",
     "remote change applied",
     "removal undone by a crash",
+    "renamed over another",
     "scan explained a difference",
     "scan found a change",
     "scan found something lost",

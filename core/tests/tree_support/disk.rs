@@ -1,6 +1,6 @@
 //! A tiny model of `backing`: executes the steps of a tree exactly as they are documented and refuses what a disk would.
 
-use ice_core::action::{Apply, Source, Spot};
+use ice_core::action::{Apply, Over, Source, Spot};
 use ice_core::event::{IoError, Witness};
 use ice_core::ids::{EntryId, InodeId, Name};
 use ice_core::op::{Attr, Attrs, ContentDigest, Kind};
@@ -131,16 +131,20 @@ impl Disk {
             };
             known && self.look(tree, s).is_some()
         };
+        let replaces = |over: &Option<Over>, at: &Spot| match over {
+            Some(o) => there(at, o.inode) && self.look(tree, at).is_some_and(|n| self.links(n) == 1),
+            None => free(at),
+        };
         match apply {
-            Apply::Make { at, .. } => free(at),
+            Apply::Make { at, over, .. } => replaces(over, at),
             Apply::Link { inode, from, to } => there(from, *inode) && free(to),
-            Apply::Move { inode, from, to } => {
+            Apply::Move { inode, from, to, over } => {
                 let into = match to {
                     Spot::At { parent, .. } => self.dir(tree, *parent),
                     Spot::Limbo(_) => None,
                 };
                 let itself = |n: u64| into.is_some_and(|d| self.is_below(d, n));
-                there(from, *inode) && free(to) && !self.look(tree, from).is_some_and(itself)
+                there(from, *inode) && replaces(over, to) && !self.look(tree, from).is_some_and(itself)
             }
             Apply::Remove { inode, at, dir, .. } => {
                 let empty = |n| !*dir || self.objects[&n].names.is_empty();
@@ -166,6 +170,16 @@ impl Disk {
             Source::Staged { inode, version } => fetch(*inode, *version),
             Source::Payload(_) => panic!("this model stages everything"),
         };
+        if let Apply::Make { over: Some(over), at: to, .. } | Apply::Move { over: Some(over), to, .. } = apply
+            && let Some(n) = self.look(tree, to)
+        {
+            assert_ne!(self.objects[&n].kind, Kind::Dir);
+            if self.witness(n) != over.expect {
+                return Err(IoError::Changed);
+            }
+            self.take(tree, to);
+            self.sweep();
+        }
         match apply {
             Apply::Make { at, kind, attrs, xattrs, source, .. } => {
                 let n = self.add(kind.clone(), *attrs);

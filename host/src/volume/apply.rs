@@ -13,7 +13,7 @@ use super::resolve::is_hidden;
 use super::settle::Expect;
 use crate::digest;
 use crate::vfs::Stale;
-use ice_core::action::{Apply, Io, Source, Spot};
+use ice_core::action::{Apply, Io, Over, Source, Spot};
 use ice_core::event::{IoError, IoResult, Witness};
 use ice_core::ids::{InodeId, IoToken};
 use ice_core::op::{Attrs, Kind};
@@ -161,14 +161,14 @@ impl Shared {
 
     fn act(&self, apply: &Apply, made: Option<&Made>) -> Outcome {
         let done = match (apply, made) {
-            (Apply::Make { inode, at, kind, attrs, xattrs, source }, Some(made)) => {
-                self.place_new(*inode, at, kind, (attrs, xattrs), source, made)
+            (Apply::Make { inode, at, kind, attrs, xattrs, source, over }, Some(made)) => {
+                self.place_new(*inode, (at, over.as_ref()), kind, (attrs, xattrs), source, made)
             }
             (Apply::Install { inode, at, expect, keep, .. }, Some(made)) => {
                 self.install(*inode, at, *expect, keep.as_ref(), made)
             }
             (Apply::Link { inode, from, to }, _) => self.link(*inode, from, to),
-            (Apply::Move { inode, from, to }, _) => self.move_entry(*inode, from, to),
+            (Apply::Move { inode, from, to, over }, _) => self.move_entry(*inode, from, to, over.as_ref()),
             (Apply::Remove { inode, at, dir, expect }, _) => self.remove(*inode, at, *dir, *expect),
             (Apply::Attr { inode, at, attrs, xattrs }, _) => self.set_attrs(*inode, at, attrs, xattrs),
             (Apply::Make { .. } | Apply::Install { .. }, None) => Err(IoError::Os(Errno::INVAL.raw_os_error())),
@@ -224,14 +224,14 @@ impl Shared {
     fn place_new(
         &self,
         inode: InodeId,
-        at: &Spot,
+        (at, over): (&Spot, Option<&Over>),
         kind: &Kind,
         dress: (&Attrs, &Xattrs),
         source: &Source,
         made: &Made,
     ) -> Outcome {
         let (dir, name) = self.target(at)?;
-        let st = match rename_new((self.hidden.tmp(), made.name.as_bytes()), (dir.as_fd(), &name)) {
+        let st = match self.rename_over((self.hidden.tmp(), made.name.as_bytes()), (dir.as_fd(), &name), over)? {
             Ok(()) => made.stat()?,
             // After a crash it may have been placed already; a directory may stand there and be ours as well.
             Err(Errno::EXIST) => self.take_existing(inode, &dir, &name, kind, dress, source, made)?,
@@ -322,11 +322,44 @@ impl Shared {
         Ok(Done { witness, stale, places: vec![(to.clone(), Expect::Is(inode))] })
     }
 
-    fn move_entry(&self, inode: InodeId, from: &Spot, to: &Spot) -> Outcome {
+    /// A rename to a free name or that of `over`, if that is as it was last seen. The inner result is that of the call.
+    fn rename_over(
+        &self,
+        from: (BorrowedFd<'_>, &[u8]),
+        to: (BorrowedFd<'_>, &[u8]),
+        over: Option<&Over>,
+    ) -> Result<Result<(), Errno>, IoError> {
+        let Some(over) = over else { return Ok(rename_new(from, to)) };
+        match rustix::fs::statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(st) if over.expect.disk == 0 || over.expect.disk == meta::disk(&st) => {
+                self.unchanged(over.inode, &st, over.expect)?;
+                Ok(rustix::fs::renameat(from.0, from.1, to.0, to.1))
+            }
+            // Gone, or something else: that is not replaced.
+            Ok(_) | Err(Errno::NOENT) => Ok(rename_new(from, to)),
+            Err(e) => Ok(Err(e)),
+        }
+    }
+
+    /// What is about to lose its last name has no bytes that are not known.
+    fn unchanged(&self, inode: InodeId, st: &Raw, expect: Witness) -> Result<(), IoError> {
+        if let Some(open) = self.opens.of(inode)
+            && open.disk == meta::disk(st)
+            && open.state().dirty.is_some()
+        {
+            // What was written here and not told yet must not vanish: told first, it brings the file back.
+            self.publish_soon(&open);
+            return Err(IoError::Changed);
+        }
+        let file = meta::file_type(st) == FileType::RegularFile;
+        if file && meta::witness(st) != expect { Err(IoError::Changed) } else { Ok(()) }
+    }
+
+    fn move_entry(&self, inode: InodeId, from: &Spot, to: &Spot, over: Option<&Over>) -> Outcome {
         let (to_dir, to_name) = self.target(to)?;
         let (before, known) = match self.checked_at(inode, from) {
             Ok((from_dir, from_name, before, known)) => {
-                rename_new((from_dir.as_fd(), &from_name), (to_dir.as_fd(), &to_name)).map_err(os)?;
+                self.rename_over((from_dir.as_fd(), &from_name), (to_dir.as_fd(), &to_name), over)?.map_err(os)?;
                 (before, known)
             }
             Err(IoError::Changed) => {
@@ -377,17 +410,7 @@ impl Shared {
                 }
             };
         }
-        if let Some(open) = self.opens.of(inode)
-            && open.disk == meta::disk(&st)
-            && open.state().dirty.is_some()
-        {
-            // What was written here and not told yet must not vanish: told first, it brings the file back.
-            self.publish_soon(&open);
-            return Err(IoError::Changed);
-        }
-        if meta::file_type(&st) == FileType::RegularFile && meta::witness(&st) != expect {
-            return Err(IoError::Changed);
-        }
+        self.unchanged(inode, &st, expect)?;
         rustix::fs::unlinkat(&*dir, name.as_slice(), AtFlags::empty()).map_err(os)?;
         let left = rustix::fs::fstat(&fd).map_err(os)?;
         let shown = (left.st_nlink > 0).then(|| self.opens.shown(inode, meta::disk(&left)));
@@ -491,7 +514,7 @@ impl Shared {
 fn look_again(hints: &Hints, apply: &Apply) {
     let (inode, spots): (InodeId, Vec<&Spot>) = match apply {
         Apply::Make { inode, at, .. } => (*inode, vec![at]),
-        Apply::Link { inode, from, to } | Apply::Move { inode, from, to } => (*inode, vec![from, to]),
+        Apply::Link { inode, from, to } | Apply::Move { inode, from, to, .. } => (*inode, vec![from, to]),
         Apply::Remove { inode, at, .. } | Apply::Attr { inode, at, .. } => (*inode, vec![at]),
         Apply::Install { inode, at, .. } => (*inode, at.iter().collect()),
     };

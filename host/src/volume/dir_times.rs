@@ -25,7 +25,7 @@ impl Shared {
         let (inode, spots, kept): (InodeId, Vec<&Spot>, bool) = match apply {
             Apply::Make { inode, at, .. } | Apply::Remove { inode, at, .. } => (*inode, vec![at], false),
             Apply::Link { inode, to, .. } => (*inode, vec![to], false),
-            Apply::Move { inode, from, to } => (*inode, vec![from, to], false),
+            Apply::Move { inode, from, to, .. } => (*inode, vec![from, to], false),
             Apply::Install { inode, at, .. } => (*inode, at.iter().collect(), true),
             Apply::Attr { inode, .. } => (*inode, Vec::new(), false),
         };

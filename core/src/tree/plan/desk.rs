@@ -60,6 +60,8 @@ pub(super) struct Flight {
     pub(super) entry: u32,
     pub(super) from: Option<Seat>,
     pub(super) to: Option<Seat>,
+    /// The entry that loses its place at `to`, and its inode.
+    pub(super) over: Option<(u32, u32)>,
     /// Version, size and digest that disk will hold.
     pub(super) content: (Stamp, u64, ContentDigest),
     /// For a losing version: where its bytes will stand.
@@ -231,7 +233,7 @@ impl Desk {
 
     /// A local change of this inode happened.
     pub(in crate::tree) fn news_of(&mut self, i: u32) {
-        for f in self.flights.values_mut().filter(|f| f.inode == i) {
+        for f in self.flights.values_mut().filter(|f| f.inode == i || f.over.is_some_and(|(_, x)| x == i)) {
             f.stale = true;
         }
     }
@@ -295,6 +297,7 @@ impl Desk {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.busy.insert(f.inode);
+        self.busy.extend(f.over.map(|(_, i)| i));
         if dir && matches!(f.what, What::Move | What::Remove) {
             self.moving.insert(f.inode);
         }
@@ -313,6 +316,9 @@ impl Desk {
     pub(super) fn end(&mut self, ticket: Ticket, ok: bool) -> Option<Flight> {
         let f = self.flights.remove(&ticket)?;
         self.busy.remove(&f.inode);
+        if let Some((_, i)) = f.over {
+            self.busy.remove(&i);
+        }
         self.moving.remove(&f.inode);
         if let Some(Seat::At(p, name)) = &f.to {
             self.reserved.remove(&(*p, name.clone()));

@@ -2,7 +2,7 @@
 
 use super::Next;
 use super::desk::{Flight, What, Work};
-use crate::action::{Apply, Source, Spot};
+use crate::action::{Apply, Over, Source, Spot};
 use crate::ids::{EntryId, Name};
 use crate::op::ContentDigest;
 use crate::time::Stamp;
@@ -30,9 +30,12 @@ impl Tree {
             return Next::soon(i);
         }
         match (self.seat(e), self.desired(e)) {
-            (Some(seat), None) => match self.heir_without_bytes(&seat, e, have) {
-                Some(heir) => Next::soon(heir),
-                None => self.leave(e, i, seat, out),
+            (Some(seat), None) => match self.heir(&seat, e) {
+                Some(heir) if self.lacks_bytes(heir, have) => Next::soon(self.entries[heir].inode),
+                Some(heir) if trail.len() == 1 && self.can_be_replaced(e) && self.can_replace(heir) => {
+                    self.give_way(e, heir, have, trail, out)
+                }
+                _ => self.leave(e, i, seat, out),
             },
             (None, Some((p, name))) => self.appear(e, i, p, name, have, trail, out),
             (Some(seat), Some((p, name))) => self.shift(e, i, seat, p, name, have, trail, out),
@@ -40,18 +43,60 @@ impl Tree {
         }
     }
 
-    /// The file that is to take this seat, if its bytes are not here yet. Until they are, the old file stays: a program that
-    /// replaces a file by renaming a new one over it must never leave other nodes without either.
-    fn heir_without_bytes(&self, seat: &Seat, e: u32, have: &Have<'_>) -> Option<u32> {
+    /// The entry that is to take this seat.
+    fn heir(&self, seat: &Seat, e: u32) -> Option<u32> {
         let Seat::At(p, name) = seat else { return None };
         let place = (*p, name.clone());
-        let heir = self.group(*p, name).into_iter().find(|x| *x != e && self.desired(*x).as_ref() == Some(&place))?;
+        self.group(*p, name).into_iter().find(|x| *x != e && self.desired(*x).as_ref() == Some(&place))
+    }
+
+    /// Until the bytes of a file that takes another's name are here, the old file stays: a program that replaces a file by
+    /// renaming a new one over it must never leave other nodes without either.
+    fn lacks_bytes(&self, heir: u32, have: &Have<'_>) -> bool {
         let i = self.entries[heir].inode;
         let (version, size, _) = self.winner(i);
-        let lacks = self.inodes[i].tag == Tag::File
+        self.inodes[i].tag == Tag::File
             && self.held(i).stamp != version
-            && self.source(i, version, size, have).is_none();
-        lacks.then_some(i)
+            && self.source(i, version, size, have).is_none()
+    }
+
+    /// A doomed entry can go by having another renamed over it: it needs no more care than an unlink.
+    fn can_be_replaced(&self, e: u32) -> bool {
+        let i = self.entries[e].inode;
+        let held = self.held(i).stamp;
+        self.desired(e).is_none()
+            && self.inodes[i].tag != Tag::Dir
+            && self.seats(i).len() == 1
+            && !self.entries_of(i).into_iter().any(|o| self.entries[o].has(LIVE))
+            && (!self.heads.contains(&(i, held)) || matches!(self.verdict(i, held), Verdict::Drop))
+    }
+
+    /// An entry comes to its place by a rename: moved, or made aside. (A further name of a file on disk does not.)
+    fn can_replace(&self, e: u32) -> bool {
+        let i = self.entries[e].inode;
+        self.inodes[i].tag != Tag::Dir && (self.is_seated(e) || self.seats(i).is_empty())
+    }
+
+    /// The heir of a doomed entry takes its name, in one change.
+    fn give_way(&mut self, e: u32, heir: u32, have: &Have<'_>, trail: &mut Vec<u32>, out: &mut Vec<Step>) -> Next {
+        let i = self.entries[heir].inode;
+        if self.work.is_parked(Work::Entry(heir)) {
+            return Next::soon(i);
+        }
+        trail.push(heir);
+        let next = self.entry_work(heir, have, trail, out);
+        trail.pop();
+        match next {
+            Next::Begun | Next::Done => {
+                self.work.done(Work::Entry(heir));
+                Next::soon(self.entries[e].inode)
+            }
+            Next::Later { key, .. } => {
+                self.work.wait(key, Work::Entry(heir));
+                Next::soon(i)
+            }
+            Next::Bytes(_) => Next::soon(i),
+        }
     }
 
     /// A directory on the way up from `dir` (itself included) that is being moved or removed.
@@ -83,7 +128,7 @@ impl Tree {
         let dirs = at(&from).into_iter().chain(at(&to)).collect();
         let inode = self.entries[e].inode;
         let work = Work::Entry(e);
-        Flight { what, work, inode, entry: e, from, to, content: NOTHING, keep: None, dirs, stale: false }
+        Flight { what, work, inode, entry: e, from, to, over: None, content: NOTHING, keep: None, dirs, stale: false }
     }
 
     /// A live entry in a doomed directory, which must get out before the directory can go.
@@ -130,7 +175,7 @@ impl Tree {
             return Next::soon(up);
         }
         let to = Seat::At(dir, name.clone());
-        let apply = Apply::Move { inode: self.id_of(i), from: self.spot_of(&seat, e), to: self.spot_of(&to, e) };
+        let apply = Apply::Move { inode: self.id_of(i), from: self.spot_of(&seat, e), to: self.spot_of(&to, e), over: None };
         let mut f = self.flight(What::MoveToCopy, e, Some(seat), None);
         f.dirs.push(dir);
         f.keep = Some((self.copy_id(i, v), v, dir, name));
@@ -174,7 +219,7 @@ impl Tree {
         }
         let to = Seat::At(p, name.clone());
         if let Some((other, seat)) = self.seats(i).into_iter().next() {
-            if let Some(next) = self.clear(p, &name, e, have, trail, out) {
+            if let Err(next) = self.clear(p, &name, e, have, trail, out) {
                 return next;
             }
             if let Some(up) = self.seat_dir(other).and_then(|d| self.held_up(d)) {
@@ -193,14 +238,17 @@ impl Tree {
         let Some(source) = self.source(i, version, size, have) else {
             return Next::Bytes(Step::Need { inode: self.id_of(i), version, size, digest });
         };
-        if let Some(next) = self.clear(p, &name, e, have, trail, out) {
-            return next;
-        }
+        let over = match self.clear(p, &name, e, have, trail, out) {
+            Ok(over) => over,
+            Err(next) => return next,
+        };
         let xattrs = self.xattrs(self.id_of(i));
         let at = self.spot_of(&to, e);
-        let apply = Apply::Make { inode: self.id_of(i), at, kind, attrs: self.attrs(i), xattrs, source };
+        let (attrs, replaced) = (self.attrs(i), over.map(|x| self.replaced(x)));
+        let apply = Apply::Make { inode: self.id_of(i), at, kind, attrs, xattrs, source, over: replaced };
         self.inodes[i].set(ATTR_DUE, false);
         let mut f = self.flight(What::Make, e, None, Some(to));
+        f.over = over.map(|x| (x, self.entries[x].inode));
         f.content = (version, size, digest);
         self.begin(f, apply, out)
     }
@@ -249,12 +297,15 @@ impl Tree {
         if let Some(f) = self.flight_below(i).filter(|_| dir) {
             return Next::soon(f);
         }
-        if let Some(next) = self.clear(p, &name, e, have, trail, out) {
-            return next;
-        }
+        let over = match self.clear(p, &name, e, have, trail, out) {
+            Ok(over) => over,
+            Err(next) => return next,
+        };
         let to = Seat::At(p, name);
-        let apply = Apply::Move { inode: self.id_of(i), from: self.spot_of(&seat, e), to: self.spot_of(&to, e) };
-        let f = self.flight(What::Move, e, Some(seat), Some(to));
+        let (from, at, replaced) = (self.spot_of(&seat, e), self.spot_of(&to, e), over.map(|x| self.replaced(x)));
+        let apply = Apply::Move { inode: self.id_of(i), from, to: at, over: replaced };
+        let mut f = self.flight(What::Move, e, Some(seat), Some(to));
+        f.over = over.map(|x| (x, self.entries[x].inode));
         self.begin(f, apply, out)
     }
 
@@ -272,7 +323,13 @@ impl Tree {
         p
     }
 
-    /// Makes sure that a name is free for `e`. `None`: it is. Otherwise the one who has it moves first, if it can.
+    fn replaced(&self, x: u32) -> Over {
+        let i = self.entries[x].inode;
+        Over { inode: self.id_of(i), expect: self.inodes[i].witness }
+    }
+
+    /// Makes sure that a name is free for `e`, but for an entry (returned) that is replaced in the same change. Otherwise
+    /// the one who has it moves first, if it can.
     fn clear(
         &mut self,
         p: u32,
@@ -281,26 +338,29 @@ impl Tree {
         have: &Have<'_>,
         trail: &mut Vec<u32>,
         out: &mut Vec<Step>,
-    ) -> Option<Next> {
+    ) -> Result<Option<u32>, Next> {
         if self.work.is_reserved(p, name) {
-            return Some(Next::soon(p));
+            return Err(Next::soon(p));
         }
-        let x = self.disk_child(p, name).filter(|x| *x != e)?;
+        let Some(x) = self.disk_child(p, name).filter(|x| *x != e) else { return Ok(None) };
         let xi = self.entries[x].inode;
         if self.work.is_busy(xi) {
-            return Some(Next::soon(xi));
+            return Err(Next::soon(xi));
         }
         let stays = self.desired(x).as_ref() == Some(&(p, name.clone()));
         if stays || self.work.is_parked(Work::Entry(x)) {
-            return Some(Next::soon(p));
+            return Err(Next::soon(p));
+        }
+        if self.can_replace(e) && self.can_be_replaced(x) && !self.lacks_bytes(e, have) {
+            return Ok(Some(x));
         }
         if trail.contains(&x) || trail.len() >= TRAIL_MAX {
-            return Some(self.set_aside(x, p, name, out));
+            return Err(self.set_aside(x, p, name, out));
         }
         trail.push(x);
         let next = self.entry_work(x, have, trail, out);
         trail.pop();
-        Some(match next {
+        Err(match next {
             Next::Begun | Next::Done => {
                 self.work.done(Work::Entry(x));
                 Next::soon(p)
@@ -323,8 +383,9 @@ impl Tree {
         let seat = Seat::At(p, name.clone());
         let (inode, from) = (self.id_of(i), self.spot_of(&seat, x));
         let to = Spot::Limbo(self.entries[x].id());
+        let over = None;
         let f = self.flight(What::Move, x, Some(seat), Some(Seat::Limbo));
-        self.begin(f, Apply::Move { inode, from, to }, out);
+        self.begin(f, Apply::Move { inode, from, to, over }, out);
         Next::soon(p)
     }
 }

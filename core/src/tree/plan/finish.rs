@@ -40,6 +40,12 @@ impl Tree {
             // Somebody here changed it meanwhile, and may have been overwritten by what was planned before.
             self.inodes[i].set(ATTR_DUE, true);
         }
+        if let Some((x, _)) = f.over
+            && self.seat(x) == f.to
+        {
+            self.set_seat(x, None);
+            log.push(self.stands_record(x));
+        }
         match f.what {
             What::Make | What::Link => {
                 if self.seat(e).is_none() {
@@ -82,6 +88,7 @@ impl Tree {
             }
         }
         self.dirty.insert(i);
+        self.dirty.extend(f.over.map(|(_, x)| x));
         if let Some((_, version, dir, name)) = f.keep.clone() {
             // A new name changes the time of change, which is part of the sum: unknown until the host looks again.
             let moved = f.what == What::MoveToCopy;
@@ -109,12 +116,14 @@ impl Tree {
         for d in &f.dirs {
             self.work.wake(*d);
         }
-        self.work.wake(f.inode);
-        for e in self.entries_of(f.inode) {
-            self.call_entry(e);
+        for i in [Some(f.inode), f.over.map(|(_, i)| i)].into_iter().flatten() {
+            self.work.wake(i);
+            for e in self.entries_of(i) {
+                self.call_entry(e);
+            }
+            self.call_inode(i);
+            self.call_heads(i);
         }
-        self.call_inode(f.inode);
-        self.call_heads(f.inode);
     }
 
     /// An action failed and changed nothing.
