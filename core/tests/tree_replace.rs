@@ -86,7 +86,10 @@ fn the_old_file_stays_until_the_new_bytes_are_there() {
         late.integrate(*stamp, body);
     }
     let seen = settle(&mut late, true);
-    assert!(matches!(&seen[..], [Apply::Make { inode, over: Some(over), .. }] if (*inode, over.inode) == (t, f)), "{seen:?}");
+    assert!(
+        matches!(&seen[..], [Apply::Make { inode, over: Some(over), .. }] if (*inode, over.inode) == (t, f)),
+        "{seen:?}"
+    );
     assert_eq!((late.child(InodeId::ROOT, &name("f")), late.pending()), (Some(t), 0));
 
     for (stamp, body) in &ops[..3] {
@@ -104,7 +107,8 @@ fn the_old_file_stays_until_the_new_bytes_are_there() {
 
     b.came(t);
     let last = settle(&mut b, true);
-    let replaced = |x: &Apply| matches!(x, Apply::Move { inode, over: Some(over), .. } if (*inode, over.inode) == (t, f));
+    let replaced =
+        |x: &Apply| matches!(x, Apply::Move { inode, over: Some(over), .. } if (*inode, over.inode) == (t, f));
     assert!(last.iter().any(replaced), "{last:?}");
     assert!(!last.iter().any(|x| matches!(x, Apply::Remove { .. })), "{last:?}");
     assert_eq!(b.child(InodeId::ROOT, &name("f")), Some(t));

@@ -1,6 +1,6 @@
 //! Things in a few words, for stories.
 
-use ice_core::action::{Apply, Over, LogRecord, Notice, Source, Spot};
+use ice_core::action::{Apply, LogRecord, Notice, Over, Source, Spot};
 use ice_core::message::{Frontier, Message};
 use ice_core::op::{Op, OpBody};
 

@@ -17,6 +17,9 @@ fn story(ending: &str, action: u64, step: u64) -> String {
          n1: write c three
          n1: link c d/c
          n1: write gone soon
+         n1: write over old 100000
+         n1: write other older
+         n1: write kept ten
          n2: write mine local
          settle
          stop-at n2 {ending} {action} {step}
@@ -30,6 +33,9 @@ fn story(ending: &str, action: u64, step: u64) -> String {
          n1: rename d dd
          n1: exchange moved c
          n1: symlink s c
+         n1: write over.new eight 100000
+         n1: rename over.new over
+         n1: rename kept other
          wait 3s
          n1: write after seven
          wait 10s
@@ -42,18 +48,24 @@ fn story(ending: &str, action: u64, step: u64) -> String {
          expect content all dd/e/f four
          expect content all mine local
          expect content all after seven
+         expect content all over eight
+         expect content all other ten
+         expect gone all over.new
+         expect gone all kept
          expect gone all gone
          expect gone all d
          expect copies dd/a 0
          expect copies moved 0
-         expect count all / 6"
+         expect copies over 0
+         expect copies other 0
+         expect count all / 8"
     )
 }
 
 fn all_points(ending: &str) {
     catch_assertions();
     let mut bad = Vec::new();
-    for action in 0..16 {
+    for action in 0..20 {
         for step in 0..5 {
             let plan = Plan::parse(&story(ending, action, step)).expect("parses");
             let outcome = run(&plan, Options::default(), "the crash_points test").expect("runs");

@@ -95,6 +95,14 @@ impl Tree {
         let known = thing.object.and_then(|o| self.inode_of(o)).filter(|j| self.kind(*j).as_ref() == Some(&thing.kind));
         if let Some(e) = seated {
             let i = self.entries[e].inode;
+            let another = known.is_none() && self.inodes[i].witness.disk != thing.disk;
+            // What is to go may have been replaced by what is to take its name.
+            if another
+                && self.desired(e).is_none()
+                && let Some((heir, version)) = self.entry_that_waits(here, known, thing, lost)
+            {
+                return self.take_seat(heir, here, thing.disk, Some(version), records);
+            }
             if self.kind(i).as_ref() == Some(&thing.kind) && known.is_none_or(|j| j == i) {
                 return self.found_in_place(e, i, thing, lost, records);
             }

@@ -175,7 +175,8 @@ impl Tree {
             return Next::soon(up);
         }
         let to = Seat::At(dir, name.clone());
-        let apply = Apply::Move { inode: self.id_of(i), from: self.spot_of(&seat, e), to: self.spot_of(&to, e), over: None };
+        let apply =
+            Apply::Move { inode: self.id_of(i), from: self.spot_of(&seat, e), to: self.spot_of(&to, e), over: None };
         let mut f = self.flight(What::MoveToCopy, e, Some(seat), None);
         f.dirs.push(dir);
         f.keep = Some((self.copy_id(i, v), v, dir, name));

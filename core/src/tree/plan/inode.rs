@@ -119,8 +119,8 @@ impl Tree {
         self.inodes[i].set(ATTR_DUE, false);
         let entry = seats[0].0;
         let (what, work) = (What::Install, Work::Inode(i));
-        let f = Flight { what, work, inode: i, entry, from: None, to: None,
-            over: None, content, keep, dirs, stale: false };
+        let f =
+            Flight { what, work, inode: i, entry, from: None, to: None, over: None, content, keep, dirs, stale: false };
         self.begin(f, apply, out)
     }
 }
