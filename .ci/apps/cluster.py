@@ -32,13 +32,13 @@ def free_port(taken):
 
 
 class Cluster:
-    def __init__(self, program, directory, settings):
+    def __init__(self, program, directory, mount, settings):
         self.program, self.dir, self.restarted = program, directory, []
         taken = []
         self.nodes = []
         for i in (1, 2, 3):
             home = os.path.join(directory, f"node{i}")
-            node = {part: os.path.join(home, part) for part in ("data", "backing", "mount")}
+            node = {"data": os.path.join(home, "data"), "backing": os.path.join(home, "backing"), "mount": f"{mount}{i}"}
             for part in node.values():
                 os.makedirs(part)
             node.update(name=f"node{i}", url=f"http://127.0.0.1:{free_port(taken)}", config=os.path.join(home, "config.yml"))
@@ -67,7 +67,7 @@ class Cluster:
         with open(summary) as f:
             for node, known in zip(self.nodes, json.load(f)["nodes"]):
                 node["pid"], node["log"] = known["pid"], known["log"]
-        mounted = [path for path, _, _ in guard.mounts_below(directory)]
+        mounted = [path for path, _, _ in guard.mounts_below(os.path.dirname(directory))]
         for node in self.nodes:
             if node["mount"] not in mounted:
                 raise RuntimeError(f"{node['name']} is not mounted: {self.said()}")
@@ -117,7 +117,7 @@ class Cluster:
             self.process.wait()
             troubles.append(f"the cluster did not stop within {guard.STOP_SECONDS} s")
         self.log.close()
-        left = guard.mounts_below(self.dir)
+        left = [path for path, _, _ in guard.mounts_below(os.path.dirname(self.dir))]
         if left:
             troubles.append(f"left mounted: {left}")
         return troubles + self.bugs()

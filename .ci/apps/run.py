@@ -27,6 +27,8 @@ WAYS = {"plain": None, "passthrough": {}, "fallback": {"fuse_passthrough": "off"
 # Seconds for everything; who runs this should allow a minute more.
 QUICK_LIMIT, FULL_LIMIT = 600, 5400
 SKIPPED = 77
+# Begins the last line of a check that has something to tell.
+NOTE = "note: "
 
 
 class Deadline(BaseException):
@@ -46,6 +48,7 @@ def arguments():
     parser.add_argument("--way", action="append", choices=WAYS, help="only this way; may be repeated")
     parser.add_argument("--program", help="the icecluster program; without this it is built")
     parser.add_argument("--dir", help="where to work (a new directory is made in it)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for the nodes' configuration")
     parser.add_argument("--limit", type=int, help="seconds for everything")
     parser.add_argument("--list", action="store_true", help="only names the checks")
     return parser.parse_args()
@@ -74,7 +77,7 @@ class Run:
         for way in self.options.way or WAYS:
             place = os.path.join(self.dir, way)
             os.mkdir(place, 0o755)
-            os.mkdir(os.path.join(place, "scratch"), 0o755)
+            os.mkdir(os.path.join(place, "own"), 0o755)
             self.one_way(way, place)
 
     def one_way(self, way, place):
@@ -84,7 +87,8 @@ class Run:
             if WAYS[way] is None:
                 nodes = plain(place)
             else:
-                cluster = Cluster(self.program, os.path.join(place, "cluster"), WAYS[way])
+                settings = dict(pair.split("=", 1) for pair in self.options.set)
+                cluster = Cluster(self.program, os.path.join(place, "nodes"), os.path.join(place, "m"), {**WAYS[way], **settings})
                 nodes = cluster.nodes
         except (RuntimeError, OSError) as e:
             self.failed += 1
@@ -119,7 +123,8 @@ class Run:
             words = [line.strip() for line in f if line.strip()]
         if not hung and status == 0:
             self.passed += 1
-            self.say(way, check.title, "ok", seconds)
+            told = words and words[-1].startswith(NOTE)
+            self.say(way, check.title, "ok", seconds, words[-1][len(NOTE):] if told else "")
         elif not hung and os.waitstatus_to_exitcode(status) == SKIPPED:
             self.skipped += 1
             self.say(way, check.title, "skip", seconds, words[-1] if words else "")
@@ -148,9 +153,11 @@ class Run:
             try:
                 if check.root and os.geteuid() != 0:
                     raise Skip("needs root")
-                context = Context(way, check.__name__, nodes, os.path.join(place, "scratch"))
+                context = Context(way, check.__name__, nodes, os.path.join(place, "own"))
                 context.program = self.program
-                check(context)
+                said = check(context)
+                if said:
+                    print(NOTE + said, flush=True)
                 code = 0
             except Skip as why:
                 print(f"skipped: {why}", flush=True)
@@ -216,7 +223,8 @@ def main():
         checks.prepare(chosen, top)
 
     limit = options.limit or (QUICK_LIMIT if options.quick else FULL_LIMIT)
-    directory = os.path.realpath(tempfile.mkdtemp(prefix="icecluster-apps-", dir=options.dir))
+    # Short: a socket's path may have 107 bytes, and some checks put several levels below this.
+    directory = os.path.realpath(tempfile.mkdtemp(prefix="ice-", dir=options.dir))
     os.chmod(directory, 0o755)  # Other users are let in.
     guard.adopt_orphans()
     janitor = guard.Janitor(mark, directory, limit + 120)
