@@ -13,7 +13,7 @@ use rustix::process::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::fs::File;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -64,13 +64,29 @@ pub fn run(config: &Config, start: Start) -> u8 {
     match run_inner(config, start) {
         Ok(()) => args::OK,
         Err(error) => {
-            if LOGGING.get().is_some() {
-                tracing::error!("{error:#}");
+            let why = words(&error);
+            let (log_shown, terminal) =
+                (config.log_file.is_none() && std::io::stdout().is_terminal(), std::io::stderr());
+            if LOGGING.get().is_some() && !(log_shown && terminal.is_terminal()) {
+                // On a terminal it would stand there twice.
+                tracing::error!("{why}");
             }
-            eprintln!("icecluster: {error:#}");
+            eprintln!("icecluster: {why}");
             args::FAILED
         }
     }
+}
+
+/// An error with its reasons in one line. Some errors name their reason themselves: it is not repeated.
+pub fn words(error: &anyhow::Error) -> String {
+    let mut out = error.to_string();
+    for reason in error.chain().skip(1).map(ToString::to_string) {
+        if !out.ends_with(&reason) {
+            out.push_str(": ");
+            out.push_str(&reason);
+        }
+    }
+    out
 }
 
 /// Set once log lines go where they should.
@@ -222,6 +238,14 @@ fn await_predecessor(data: &Path) {
 mod tests {
     use super::*;
     use ice_host::identity::DataDir;
+
+    #[test]
+    fn no_reason_is_said_twice() {
+        let io = || std::io::Error::from_raw_os_error(2);
+        let own = anyhow::Error::from(io()).context(format!("/x: {}", io())).context("cannot start");
+        assert_eq!(words(&own), format!("cannot start: /x: {}", io()));
+        assert_eq!(words(&anyhow::anyhow!("a").context("b").context("c")), "c: b: a");
+    }
 
     #[test]
     fn the_owner_of_a_data_directory_is_seen_while_it_lives() {

@@ -4,7 +4,8 @@ use crate::daemon::{self, Start};
 use crate::{args, dev};
 use clap::{Parser, Subcommand};
 use ice_host::config::{Config, ConfigError, DEFAULT_PATH};
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs a node of an icecluster, until a signal stops it.
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 struct Args {
     /// Configuration file; empty for built-in defaults
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
-    config: PathBuf,
+    config: OsString,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -42,7 +43,7 @@ pub fn main(start: Start) -> ExitCode {
         }
         None => {}
     }
-    match Config::load(&args.config) {
+    match Config::load(Path::new(&args.config)) {
         Ok(config) => ExitCode::from(daemon::run(&config, start)),
         Err(error) => {
             eprintln!("icecluster: {error}");

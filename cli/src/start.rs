@@ -25,8 +25,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes of small content in flight or kept for members that lag.
-const POOL_BYTES: usize = 256 << 20;
 /// Threads of the async runtime. Disk work has threads of its own.
 const RUNTIME_THREADS: usize = 2;
 
@@ -59,9 +57,8 @@ pub fn start(config: &Config, _handle: Handle) -> Result<Box<dyn Running>> {
 }
 
 fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>> {
-    std::fs::create_dir_all(&config.backing)
-        .with_context(|| format!("cannot create backing {}", config.backing.display()))?;
-    let payloads = Arc::new(PayloadPool::new(POOL_BYTES));
+    make_dir(&config.backing).with_context(|| format!("cannot create backing {}", config.backing.display()))?;
+    let payloads = Arc::new(PayloadPool::new(config.payload_memory));
     let mut found = recover(config, &payloads)?;
     for words in &found.damage {
         tracing::error!("{words}");
@@ -132,10 +129,12 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let when = ReadyWhen { synced: config.ready_require_sync, peer: config.ready_require_peer };
     let troubles = troubles(Arc::clone(&engine), volume.clone(), words, config.clock_skew_max);
     let cluster = Arc::new(EngineCluster::new(Arc::clone(&engine), Arc::clone(&outside), when, troubles));
-    let api = ApiConfig { token, ack_timeout: config.ack_timeout, limits: Limits::default() };
+    let connections = config.http_connections;
+    let limits = Limits { connections, peer_places: connections / 8, ..Limits::default() };
+    let api = ApiConfig { token, ack_timeout: config.ack_timeout, limits };
     let files = Arc::new(VfsFiles::new(outside));
     let routes = router(Rt::new(runtime.clone()), files, Arc::clone(&cluster) as _, net.clone(), api);
-    let server = bound.serve(routes, tls_server, Limits::default());
+    let server = bound.serve(routes, tls_server, limits);
     cluster.open(true);
     tracing::info!("http listening on {}", server.local_addr());
     tracing::info!("advertised as {}", urls.join(", "));
@@ -153,6 +152,14 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         ring,
         runtime,
     }))
+}
+
+/// Makes a directory and those above it. What is there and is none gets a name that tells so.
+pub(crate) fn make_dir(path: &std::path::Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => rustix::io::Errno::NOTDIR.into(),
+        _ => e,
+    })
 }
 
 fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {

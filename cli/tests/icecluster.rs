@@ -39,6 +39,24 @@ fn without_a_file_at_the_default_path_it_says_what_to_do() {
 }
 
 #[test]
+fn an_empty_name_means_the_defaults_and_the_environment() {
+    for args in [&["-config", ""][..], &["-config="], &["--config", ""]] {
+        let dir = ice_testing::tempdir();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("backing"), "").unwrap();
+        let mut command = ice_testing::command(env!("CARGO_BIN_EXE_icecluster"));
+        command.args(args).env("ICECLUSTER_DATA", at("data")).env("ICECLUSTER_BACKING", at("backing"));
+        let out = ice_testing::output(command.env("ICECLUSTER_MOUNT", "").env("ICECLUSTER_BIND", "127.0.0.1:0"));
+        let error = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {error}");
+        assert!(
+            error.starts_with("icecluster: cannot start: cannot create backing ") && error.contains("Not a directory"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_bad_configuration_is_one_line_and_exit_code_2() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.yml");
@@ -70,6 +88,7 @@ fn what_cannot_be_used_at_start_is_one_line_and_exit_code_1() {
         std::fs::write(&file, &text).unwrap();
         let error = refused(&["-config", file.to_str().unwrap()], 1);
         assert_eq!(error.lines().count(), 1, "{text}: {error}");
+        assert_eq!(error.matches("os error").count(), 1, "said once: {error}");
     }
 }
 

@@ -137,6 +137,23 @@ fn long_bodies_pass_through_in_bounded_memory_and_a_closed_pipe_is_no_error() {
     assert_eq!(std::fs::read_to_string(&errors).unwrap(), "");
 }
 
+/// Only there: what goes into a file or a pipe is the file and nothing else.
+#[test]
+fn a_terminal_shows_how_far_a_transfer_is() {
+    let node = Fake::start();
+    node.with(|s| s.zeros = 200 << 20);
+    let into = tempfile::NamedTempFile::new().unwrap();
+    let shell = "\"$0\" -base \"$1\" get -path /zeros > \"$2\"";
+    let terminal = "import os, pty, sys\nsys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let mut command = ice_testing::command("python3");
+    command.args(["-c", terminal, "sh", "-c", shell, env!("CARGO_BIN_EXE_icectl"), &node.url()]).arg(into.path());
+    let shown = ran(output(command.env("TERM", "xterm")));
+    assert_eq!((shown.code, into.as_file().metadata().unwrap().len()), (0, 200 << 20), "{}", shown.err);
+    assert!(shown.out.contains(" / 200.00 MiB"), "{:?}", shown.out);
+    let piped = run(&["-base", &node.url(), "get", "-path", "/zeros"]);
+    assert_eq!((piped.code, piped.err.as_str(), piped.out.len()), (0, "", 200 << 20));
+}
+
 #[test]
 fn the_token_comes_from_flag_environment_or_file_and_goes_into_the_header() {
     let node = Fake::start();

@@ -229,18 +229,6 @@ impl Mounted {
         self.entry.id
     }
 
-    /// Whether the mount answers.
-    ///
-    /// # Errors
-    /// It does not, with the reason.
-    pub(crate) fn check(&self) -> io::Result<()> {
-        match pulse(&self.entry.mountpoint) {
-            Pulse::Answers => Ok(()),
-            Pulse::Dead => Err(err(io::ErrorKind::NotConnected, "the session ended right after mounting".to_owned())),
-            Pulse::Silent => Err(err(io::ErrorKind::TimedOut, "the volume does not answer after mounting".to_owned())),
-        }
-    }
-
     /// Takes the mount out of the tree, if it is still there. Files that are open in it stay usable.
     ///
     /// # Errors

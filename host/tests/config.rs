@@ -56,7 +56,7 @@ fn every_key_is_understood() {
          sync_mode: latest\nconsistency_interval: 10m\nconsistency_mode: report\nlog_file: /l\nlog_verbose: yes\n\
          ready_require_sync: false\nready_require_peer: true\napi_token: s3cret\ntls_cert: /c.pem\ntls_key: /k.pem\n\
          cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\n\
-         trace_ring: 3MiB\nfuse_threads: 4\nfuse_passthrough: OFF\n\
+         trace_ring: 3MiB\nhttp_connections: 20\npayload_memory: 1GiB\nfuse_threads: 4\nfuse_passthrough: OFF\n\
          lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n",
     )
     .unwrap();
@@ -85,6 +85,8 @@ fn every_key_is_understood() {
         runtime: RuntimeKind::Smol,
         trace: Some("/t".into()),
         trace_ring: 3 << 20,
+        http_connections: 20,
+        payload_memory: 1 << 30,
         fuse_threads: 4,
         fuse_passthrough: false,
     };
@@ -122,6 +124,12 @@ fn wrong_values_name_key_and_line() {
         ("keepalive: fast", "c.yml: `keepalive` at line 1: invalid duration `fast`: write it like 300ms, 1m30s or 2h"),
         ("trace_ring: 10 MB", "c.yml: `trace_ring` at line 1: `MB` is no unit of size: use KiB, MiB or GiB"),
         ("trace_ring: 2", "c.yml: `trace_ring` at line 1: 2 bytes: at least 1 MiB, at most 1024 MiB, or 0 for none"),
+        ("http_connections: 3", "c.yml: `http_connections` at line 1: 3 is too little: at least 16"),
+        ("http_connections: 70000", "c.yml: `http_connections` at line 1: 70000 is too much: at most 65536"),
+        (
+            "payload_memory: 1MiB",
+            "c.yml: `payload_memory` at line 1: 1048576 bytes: at least 64 MiB, at most 65536 MiB",
+        ),
         ("keepalive: [1s]", "c.yml: `keepalive` at line 1: a duration like 1m30s is expected, not a list"),
         ("api_token: 12345", "c.yml: `api_token` at line 1: a text is expected, not a number: put it in quotes"),
         (

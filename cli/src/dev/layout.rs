@@ -74,7 +74,7 @@ impl Layout {
     pub fn prepare(options: &Options, mount: bool) -> Result<Layout> {
         let (dir, temporary) = match &options.dir {
             Some(dir) => {
-                std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+                crate::start::make_dir(dir).with_context(|| format!("cannot create {}", dir.display()))?;
                 (dir.canonicalize().with_context(|| dir.display().to_string())?, false)
             }
             None => (fresh_dir()?, true),
@@ -102,7 +102,7 @@ impl Layout {
         }
         for (i, node) in nodes.iter().enumerate().filter(|(_, n)| !n.config.exists()) {
             for part in [Some(&node.data), Some(&node.backing), node.mount.as_ref()].into_iter().flatten() {
-                std::fs::create_dir_all(part).with_context(|| format!("cannot create {}", part.display()))?;
+                crate::start::make_dir(part).with_context(|| format!("cannot create {}", part.display()))?;
             }
             let runtime = match options.runtime {
                 Runtime::Tokio => "tokio",

@@ -67,7 +67,7 @@ pub fn run(options: &Options) -> ExitCode {
     match run_inner(options) {
         Ok(()) => ExitCode::from(args::OK),
         Err(error) => {
-            eprintln!("icecluster dev: {error:#}");
+            eprintln!("icecluster dev: {}", crate::daemon::words(&error));
             ExitCode::from(args::FAILED)
         }
     }

@@ -1,6 +1,9 @@
 //! The table of keys.
 
-use super::{BindAddr, Config, RuntimeKind, Secret, TRACE_RING_MAX_BYTES, TRACE_RING_MIN_BYTES, TlsFiles};
+use super::{
+    BindAddr, Config, HTTP_CONNECTIONS_MIN, PAYLOAD_MEMORY_MAX_BYTES, PAYLOAD_MEMORY_MIN_BYTES, RuntimeKind, Secret,
+    TRACE_RING_MAX_BYTES, TRACE_RING_MIN_BYTES, TlsFiles,
+};
 use crate::duration::GoDuration;
 use ice_core::event::Ack;
 use ice_core::limits;
@@ -73,6 +76,8 @@ const KEYS: &[KeyInfo] = keys! {
         "off" => false,
         other => return Err(format!("`{other}` is not known: use auto or off")),
     });
+    "http_connections", "1024", |d, v| put(&mut d.config.http_connections, at_least(HTTP_CONNECTIONS_MIN, count(v, 65_536)?)? as usize);
+    "payload_memory", "256MiB", |d, v| put(&mut d.config.payload_memory, payloads(v)?);
     "trace", "", |d, v| put(&mut d.config.trace, path(v)?);
     "trace_ring", "16MiB", |d, v| put(&mut d.config.trace_ring, ring(v)?);
 };
@@ -238,6 +243,19 @@ fn ring(v: &Value) -> Result<usize, String> {
         return Err(format!("{n} bytes: at least {} MiB, at most {} MiB, or 0 for none", least >> 20, most >> 20));
     }
     Ok(n as usize)
+}
+
+fn at_least(least: u32, n: u32) -> Result<u32, String> {
+    if n >= least { Ok(n) } else { Err(format!("{n} is too little: at least {least}")) }
+}
+
+fn payloads(v: &Value) -> Result<usize, String> {
+    let n = bytes(v)?;
+    let (least, most) = (PAYLOAD_MEMORY_MIN_BYTES, PAYLOAD_MEMORY_MAX_BYTES);
+    if !(least..=most).contains(&n) {
+        return Err(format!("{n} bytes: at least {} MiB, at most {} MiB", least >> 20, most >> 20));
+    }
+    usize::try_from(n).map_err(|_| format!("{n} bytes are more than this machine can address"))
 }
 
 fn ack(v: &Value) -> Result<Ack, String> {

@@ -22,6 +22,12 @@ pub const FILE_MAX_BYTES: u64 = 1_000_000;
 pub const TRACE_RING_MIN_BYTES: usize = 1 << 20;
 /// Largest `trace_ring`.
 pub const TRACE_RING_MAX_BYTES: usize = 1 << 30;
+/// Least `http_connections`: fewer leave no room for peers beside a browser or two.
+pub const HTTP_CONNECTIONS_MIN: u32 = 16;
+/// Least `payload_memory`: what is in flight to and from several peers at once must fit.
+pub const PAYLOAD_MEMORY_MIN_BYTES: u64 = 64 << 20;
+/// Largest `payload_memory`.
+pub const PAYLOAD_MEMORY_MAX_BYTES: u64 = 64 << 30;
 /// The port of a peer that is named without scheme and port.
 pub const DEFAULT_PORT: u16 = 9000;
 
@@ -116,6 +122,10 @@ pub struct Config {
     pub ack_timeout: Duration,
     /// Which async runtime carries the node.
     pub runtime: RuntimeKind,
+    /// HTTP connections at once, those of peers' operations not counted.
+    pub http_connections: usize,
+    /// Bytes of small contents that are in flight, or kept for peers that lag.
+    pub payload_memory: usize,
     /// Where to record everything that goes into the core; `None`: nowhere.
     pub trace: Option<PathBuf>,
     /// Bytes of memory for the recording of the last steps; 0: none.
@@ -151,6 +161,8 @@ impl Default for Config {
             close_ack: Ack::Local,
             ack_timeout: Duration::from_secs(10),
             runtime: RuntimeKind::Tokio,
+            http_connections: 1024,
+            payload_memory: 256 << 20,
             trace: None,
             trace_ring: 16 << 20,
             fuse_threads: 0,
