@@ -74,7 +74,7 @@ pub enum Io {
         token: IoToken,
         /// Key and new value (`None`: delete).
         puts: Vec<(Box<[u8]>, Option<Box<[u8]>>)>,
-        /// Make `backing` durable (`syncfs`), then commit durably; log records with an index below this are then dropped.
+        /// Make `backing` and the staging area durable (`syncfs`), then commit durably; log records with an index below this are then dropped.
         commit: Option<u64>,
     },
     /// Change `backing`. Actions in flight never touch the same entry or inode, and a directory is made before and removed
@@ -101,7 +101,8 @@ pub enum Io {
         /// Its digest.
         digest: ContentDigest,
     },
-    /// Write an inline payload into the staging area (not durably: the log has it). Answered `Fetched`.
+    /// Write an inline payload into the staging area. It is durable with the next commit at the latest: a checkpoint waits for
+    /// this before the log is dropped that has the bytes too. Answered `Fetched`.
     Stage {
         /// Answered `Fetched` or `Failed`.
         token: IoToken,
@@ -251,6 +252,16 @@ pub enum Apply {
 }
 
 impl Apply {
+    /// The payload that its bytes come from.
+    pub fn payload(&self) -> Option<Payload> {
+        match self {
+            Apply::Make { source: Source::Payload(p), .. } | Apply::Install { source: Source::Payload(p), .. } => {
+                Some(*p)
+            }
+            _ => None,
+        }
+    }
+
     /// The inode that the change is about.
     pub fn inode(&self) -> InodeId {
         match self {

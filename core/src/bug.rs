@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Bug {
-    /// `fsync` is answered without a log sync.
+    /// The log counts as durable without a sync.
     SkipSync,
     /// A peer acknowledges operations that its log does not hold durably.
     AckBeforeDurable,
@@ -33,11 +33,27 @@ pub enum Bug {
     WaitForever,
     /// The log is cut before the checkpoint is durable.
     CutEarly,
+    /// Operations that were never known here and lie below the cut are taken for repeats and dropped.
+    TakeStrangersForRepeats,
+    /// The log is cut although bytes that wait for their place stand nowhere else.
+    CutBytes,
+    /// What comes by state is believed to replace every earlier version, also one that the speaker never knew.
+    SettleUnknown,
+    /// A deletion is forgotten before every member knows of it.
+    ForgetTombstone,
+    /// The winner of concurrent edits is the one with the later modification time.
+    CompareByMtime,
+    /// What is known of a member is replaced by what is said of an earlier start of it.
+    IgnoreIncarnation,
+    /// A move that makes a directory its own ancestor is carried out.
+    AllowCycle,
+    /// A member that is down counts as one that holds a copy.
+    CountDownMember,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 13] = [
+    pub const ALL: [Bug; 21] = [
         Bug::SkipSync,
         Bug::AckBeforeDurable,
         Bug::AckBeforeContent,
@@ -51,5 +67,13 @@ impl Bug {
         Bug::ReplyTwice,
         Bug::WaitForever,
         Bug::CutEarly,
+        Bug::TakeStrangersForRepeats,
+        Bug::CutBytes,
+        Bug::SettleUnknown,
+        Bug::ForgetTombstone,
+        Bug::CompareByMtime,
+        Bug::IgnoreIncarnation,
+        Bug::AllowCycle,
+        Bug::CountDownMember,
     ];
 }

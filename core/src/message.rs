@@ -2,7 +2,7 @@
 
 use crate::ids::{Incarnation, ReplicaId};
 use crate::op::Op;
-use crate::time::Hlc;
+use crate::time::{Hlc, Stamp};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,6 +21,12 @@ pub struct Mark {
 
 /// How far a node knows the operations of each origin, sorted by origin. Origins that it does not know are left out.
 pub type Frontier = Vec<Mark>;
+
+/// Whether somebody with this frontier knows the operation with this stamp (as far as there is one).
+pub fn covers(frontier: &[Mark], stamp: Stamp) -> bool {
+    let at = frontier.binary_search_by_key(&stamp.replica, |m| m.origin);
+    stamp.is_zero() || at.is_ok_and(|i| frontier[i].time >= stamp.time)
+}
 
 /// A member as others know it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -203,6 +203,25 @@ fn a_majority_of_three_is_enough_and_less_is_an_error_in_time() {
 }
 
 #[test]
+fn a_burst_of_changes_shares_a_message_and_one_that_is_waited_for_goes_at_once() {
+    let mut w = World::new(2);
+    w.run(Span::s(3));
+    let ops = |w: &World| w.sent.get("ops").copied().unwrap_or(0);
+    let before = ops(&w);
+    w.mkdir(0, "a");
+    w.run(Span(500_000));
+    w.mkdir(0, "b");
+    w.run(Span(500_000));
+    assert_eq!(ops(&w), before, "held back for company");
+    w.run(Span::ms(5));
+    assert_eq!(ops(&w), before + 1, "both in one message, soon");
+    w.mkdir(0, "c");
+    w.sync(0, Ack::All, Span::s(5));
+    w.run(Span(500_000));
+    assert_eq!(ops(&w), before + 2, "somebody waits for it");
+}
+
+#[test]
 fn a_stop_answers_those_who_wait() {
     let mut w = World::new(2);
     w.run(Span::s(3));

@@ -55,7 +55,7 @@ fn transfer(c: &mut Cluster, from: usize, to: usize) -> usize {
                 for s in stamps(r) {
                     b.clock = b.clock.max(s.time.0);
                 }
-                b.tree.merge(r);
+                b.tree.merge(r, &|s| a.known.contains(&s), &|s| b.known.contains(&s));
                 assert!(b.tree.sums_are_sound());
             }
             if page.len() < 2 {

@@ -384,18 +384,17 @@ fn hunt(bug: Option<&str>, from: u64) -> Result<bool, String> {
     for h in bugs::HUNTS.iter().filter(|h| only.is_none_or(|b| b == h.bug)) {
         match bugs::find(*h, from)? {
             Some(f) => say!(
-                "{:<18} found with {:>3} seeds of {:<12} (limit {}): seed {}: {}: {}",
+                "{:<24} found {} with {} (seed {}): {}: {}",
                 format!("{:?}", h.bug),
+                h.place,
                 f.seeds,
-                h.profile,
-                h.within,
                 f.seed,
                 f.failure.judge,
                 f.failure.text.lines().next().unwrap_or("")
             ),
             None => {
                 good = false;
-                say!("{:<18} NOT FOUND within {} seeds of {}", format!("{:?}", h.bug), h.within, h.profile);
+                say!("{:<24} NOT FOUND {}", format!("{:?}", h.bug), h.place);
             }
         }
     }

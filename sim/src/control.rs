@@ -71,6 +71,7 @@ impl World {
             }
             Command::Resume(n) => self.resume(*n),
             Command::Replace(n) => self.replace(*n),
+            Command::Blackout(n, lost) => self.hosts[*n].blackout = Some(*lost),
             Command::Join => self.join(),
             Command::Leave(n) => self.leave(*n),
             Command::Partition(groups) => self.partition(groups),
@@ -93,6 +94,7 @@ impl World {
             Command::Settle(limit) => self.settle(*limit),
             Command::Expect(e) => crate::expect::check(self, e),
         }
+        self.go_dark();
     }
 
     fn resume(&mut self, n: usize) {
@@ -164,24 +166,48 @@ impl World {
             return;
         }
         self.stop(n, Ending::MachineCrash);
-        let held = {
-            self.hosts[n].fs = Fs::default();
-            self.hosts[n].disk = Disk::default();
-            self.hosts[n].aside.clear();
-            self.held()
-        };
-        self.ledger.disk_lost(&held);
-        self.ledger.crashed(n, &held);
+        self.empty_disk(n);
+        self.start(n);
+    }
+
+    /// The disk of a machine that is off is replaced by an empty one.
+    fn empty_disk(&mut self, n: usize) {
         let replica = ReplicaId(self.rngs.host.u64() | 1);
         let host = &mut self.hosts[n];
+        host.fs = Fs::default();
+        host.disk = Disk::default();
+        host.aside.clear();
         host.replica = replica;
         host.incarnation = Incarnation(0);
         host.ending = Ending::Clean;
+        let held = self.held();
+        self.ledger.disk_lost(&held);
+        self.ledger.crashed(n, &held);
         self.sometimes.saw("node replaced");
         if let Some(r) = self.reference.as_mut().filter(|r| r.writer == Some(n)) {
             r.reset(&self.hosts[n].fs);
         }
-        self.start(n);
+    }
+
+    /// An acknowledgement has armed it: all machines lose power at this instant.
+    pub(crate) fn go_dark(&mut self) {
+        let Some((asker, lost)) = self.dark.take() else { return };
+        if self.failure.is_some() {
+            return;
+        }
+        self.tell(|| format!("== blackout{}", if lost { ", and a disk is lost" } else { "" }));
+        self.sometimes.saw("blackout after an acknowledgement");
+        for n in 0..self.hosts.len() {
+            self.stop(n, Ending::MachineCrash);
+        }
+        if lost {
+            self.empty_disk(asker);
+        }
+        // Only now is it certain what is left on any disk.
+        let held = self.held();
+        for n in 0..self.hosts.len() {
+            self.ledger.crashed(n, &held);
+        }
     }
 
     fn join(&mut self) {
@@ -218,6 +244,7 @@ impl World {
             self.disk_state(n, DiskState::Ok);
             self.hosts[n].disk.fail_syncs = 0;
             self.hosts[n].stop_at = None;
+            self.hosts[n].blackout = None;
             self.resume(n);
             // Users go home.
             if let Some(p) = &self.hosts[n].process {
@@ -265,6 +292,7 @@ fn node_of(command: &Command) -> Option<usize> {
         | Command::Pause(n)
         | Command::Resume(n)
         | Command::Replace(n)
+        | Command::Blackout(n, _)
         | Command::Leave(n)
         | Command::Rate(n, _)
         | Command::Disk(n, _)

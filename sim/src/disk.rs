@@ -116,6 +116,11 @@ impl Disk {
     pub fn put(&mut self, puts: Vec<Page>) {
         self.pending.extend(puts);
     }
+    /// Makes the staging area durable, what was taken out of it included.
+    pub fn sync_staging(&mut self) {
+        self.staged.values_mut().for_each(|s| s.durable = true);
+        self.unstaged.clear();
+    }
     /// Commits all pages put before and drops log records below `cut`.
     pub fn commit(&mut self, cut: u64) {
         for (key, value) in self.pending.drain(..) {

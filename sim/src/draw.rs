@@ -242,6 +242,33 @@ impl Draw<'_> {
                 self.replaced += 1;
                 self.put(at, Command::Replace(node));
             }
+            FaultKind::Blackout => {
+                let lost = self.rng.chance(600) && 2 * (self.replaced + 1) < self.nodes - self.gone.len();
+                self.replaced += usize::from(lost);
+                let path = self.path();
+                let (word, size) = self.word();
+                let ack = *self.rng.pick(&[Ack::Quorum, Ack::Quorum, Ack::Auto, Ack::One, Ack::All]);
+                if self.rng.chance(500) {
+                    self.disk(other, DiskState::Slow, at, later);
+                }
+                self.put(at, Command::Blackout(node, lost));
+                for op in [UserOp::Write(path.clone(), word, size), UserOp::Fsync(path, ack)] {
+                    self.put(at, Command::User { node, direct: false, op });
+                }
+                // Each comes back in its own time: some are alone for a while.
+                for n in 0..self.nodes {
+                    let back = later.after(Span::ms(self.rng.below(10_000)));
+                    self.put(back, Command::Start(n));
+                    if n == node {
+                        for _ in 0..self.rng.below(12) {
+                            let at = back.after(Span::ms(self.rng.below(5_000)));
+                            let (word, size) = self.word();
+                            let op = UserOp::Write(self.path(), word, size);
+                            self.put(at, Command::User { node, direct: false, op });
+                        }
+                    }
+                }
+            }
             _ => {}
         }
     }

@@ -130,7 +130,7 @@ impl World {
                 return Ok(IoResult::Stored);
             }
             host.fs.sync();
-            host.disk.unstaged.clear();
+            host.disk.sync_staging();
             host.disk.commit(cut);
             host.scars = host.scars.filter(|s| *s == u64::MAX);
             self.sometimes.saw("checkpoint committed");

@@ -148,6 +148,8 @@ pub struct Host {
     pub drift_ppm: i64,
     /// A crash to come.
     pub stop_at: Option<StopAt>,
+    /// The next acknowledged `fsync` is followed by a loss of power everywhere; `true`: and of this machine's disk.
+    pub blackout: Option<bool>,
     /// How the last `fsync` ended.
     pub last_sync: LastSync,
     /// Contents that a recovering host set aside because nobody could vouch for them.
@@ -178,6 +180,7 @@ impl Host {
             clock_ns: 0,
             drift_ppm: 0,
             stop_at: None,
+            blackout: None,
             last_sync: LastSync::Never,
             aside: BTreeSet::new(),
             recovering: false,

@@ -113,6 +113,14 @@ pub fn disagreement(world: &World) -> Option<String> {
             return Some(format!("n{} has work left: {:?}", n + 1, p.node.view().unfinished()));
         }
     }
+    for (n, m) in members.iter().flat_map(|n| members.iter().map(move |m| (*n, *m))) {
+        let (host, other) = (&world.hosts[n], &world.hosts[m]);
+        let known = host.process.as_ref().and_then(|p| p.node.view().member(other.replica));
+        let start = known.map(|i| i.incarnation);
+        if start != Some(other.incarnation) {
+            return Some(format!("n{} knows of start {start:?} of n{}, not of {:?}", n + 1, m + 1, other.incarnation));
+        }
+    }
     let digests: Vec<u128> = members
         .iter()
         .filter_map(|n| world.hosts[*n].process.as_ref())

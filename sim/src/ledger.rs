@@ -26,6 +26,8 @@ pub struct Version {
     pub disks_lost: u32,
     /// A fault took it before it was promised.
     pub excused: bool,
+    /// The machine on which it was written has crashed since: whoever else has it may lose it, too.
+    orphan: bool,
 }
 
 /// See the module.
@@ -52,6 +54,7 @@ impl Ledger {
             copies: 0,
             disks_lost: 0,
             excused: false,
+            orphan: false,
         });
     }
     /// A user who saw these bytes wrote over them or deleted them.
@@ -73,7 +76,8 @@ impl Ledger {
     /// What `node` wrote is excused unless it was acknowledged or somebody still holds it.
     pub fn crashed(&mut self, node: usize, held: &BTreeSet<u32>) {
         for v in &mut self.versions {
-            if v.node == node && !v.ended && v.copies == 0 && !held.contains(&v.content.token) {
+            v.orphan |= v.node == node;
+            if v.orphan && !v.ended && v.copies == 0 && !held.contains(&v.content.token) {
                 v.excused = true;
             }
         }

@@ -111,6 +111,9 @@ pub enum Command {
     Resume(usize),
     /// The node's disk is replaced by an empty one; it starts as a new replica.
     Replace(usize),
+    /// The next `fsync` that is acknowledged on this node is the last thing that happens before all machines lose power. With
+    /// `true` this one's disk is lost for good, too: it will start as a new replica.
+    Blackout(usize, bool),
     /// A new node joins.
     Join,
     /// A node leaves for good: it stops, and another is told.
@@ -399,6 +402,14 @@ fn command(text: &str) -> Result<Command, String> {
             "pause" => Command::Pause(w.node()?),
             "resume" => Command::Resume(w.node()?),
             "replace" => Command::Replace(w.node()?),
+            "blackout" => {
+                let n = w.node()?;
+                match w.0.next() {
+                    None => Command::Blackout(n, false),
+                    Some("lost") => Command::Blackout(n, true),
+                    Some(other) => return Err(format!("{other:?} is not `lost`")),
+                }
+            }
             "join" => Command::Join,
             "leave" => Command::Leave(w.node()?),
             "partition" => {
@@ -582,6 +593,7 @@ impl fmt::Display for Command {
             Command::Pause(n) => write!(f, "pause n{}", n + 1),
             Command::Resume(n) => write!(f, "resume n{}", n + 1),
             Command::Replace(n) => write!(f, "replace n{}", n + 1),
+            Command::Blackout(n, lost) => write!(f, "blackout n{}{}", n + 1, if *lost { " lost" } else { "" }),
             Command::Join => f.write_str("join"),
             Command::Leave(n) => write!(f, "leave n{}", n + 1),
             Command::Partition(groups) => {
@@ -655,7 +667,7 @@ mod tests {
     #[test]
     fn a_plan_survives_being_written_and_read() {
         let text = "# A story.\nnodes 2\nseed 7\nprofile quiet\nwriter single\n\n@0.25 n1: write a/b one 70000\n\
-                    n2: direct rename a b\nstop-at n1 machine 3 1\npartition n1 / n2\nwait 1.5s\nsettle 20s\n\
+                    n2: direct rename a b\nstop-at n1 machine 3 1\nblackout n1\nblackout n2 lost\npartition n1 / n2\nwait 1.5s\nsettle 20s\n\
                     expect content n1,n2 a/b one two\nexpect copies a/b 1\n";
         let plan = Plan::parse(text).expect("parses");
         let again = Plan::parse(&plan.to_string()).expect("parses again");

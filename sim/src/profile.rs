@@ -93,6 +93,7 @@ pub enum FaultKind {
     Join,
     Leave,
     Replace,
+    Blackout,
 }
 
 const BUILT_IN: &[(&str, &str)] = &[
@@ -102,6 +103,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("crashes", include_str!("../../configs/sim/crashes.yaml")),
     ("disk", include_str!("../../configs/sim/disk.yaml")),
     ("churn", include_str!("../../configs/sim/churn.yaml")),
+    ("acknowledged", include_str!("../../configs/sim/acknowledged.yaml")),
     ("two-nodes", include_str!("../../configs/sim/two-nodes.yaml")),
     ("single-writer", include_str!("../../configs/sim/single-writer.yaml")),
 ];

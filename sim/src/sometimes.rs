@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 pub const NAMES: &[&str] = &[
     "apply failed: busy",
     "apply failed: changed",
+    "blackout after an acknowledgement",
     "bytes damaged by a fault",
     "conflict copy made",
     "crash between an action and its completion",

@@ -117,6 +117,8 @@ pub struct World {
     pub(crate) digest_every: u64,
     pub(crate) phase_over: bool,
     pub(crate) answers: BTreeMap<(usize, OpToken), Reply>,
+    /// A blackout is due now: who was told that his `fsync` is good, and whether his disk is lost.
+    pub(crate) dark: Option<(usize, bool)>,
 }
 
 /// Events that a stopped process may have waiting; a real host's sockets would hold back the rest.
@@ -164,6 +166,7 @@ impl World {
             digest_every: 64,
             phase_over: false,
             answers: BTreeMap::new(),
+            dark: None,
         };
         // Small limits bring out what happens at them.
         let retained = *rng.pick(&[usize::MAX, 200_000, 40, 8]);
@@ -215,6 +218,7 @@ impl World {
             self.now = self.now.max(at);
             self.events += 1;
             self.happen(ev);
+            self.go_dark();
         }
         if self.failure.is_none() {
             self.now = self.now.max(until);
@@ -702,6 +706,10 @@ impl World {
                 Reply::Synced { copies } => {
                     self.sometimes.saw("fsync acknowledged");
                     self.hosts[n].last_sync = LastSync::Ok(copies);
+                    // A disk that is lost says nothing about what was promised to be on one disk.
+                    if let Some(lost) = self.hosts[n].blackout.take_if(|lost| !*lost || copies > 1) {
+                        self.dark = Some((n, lost));
+                    }
                     for v in ask.versions {
                         self.ledger.acknowledged(v, copies);
                     }

@@ -43,6 +43,7 @@ profiles! {
     crash_seeds "crashes" 30;
     disk_seeds "disk" 30;
     churn_seeds "churn" 30;
+    acknowledged_seeds "acknowledged" 40;
     two_node_seeds "two-nodes" 30;
     single_writer_seeds "single-writer" 30;
 }

@@ -109,6 +109,8 @@ pub(crate) struct Members {
     stopping: bool,
     /// We were told that we are no member any more.
     pub(crate) expelled: bool,
+    /// Planted: what is newer is not asked.
+    mixes_starts: bool,
     /// Something changed since the last tick; otherwise nothing is due before `next`.
     changed: bool,
     next: Option<Deadline>,
@@ -152,6 +154,7 @@ impl Members {
             dial_failures: config.dial_failures.max(1),
             stopping: false,
             expelled: false,
+            mixes_starts: config.has(crate::bug::Bug::IgnoreIncarnation),
             changed: true,
             next: None,
         };
@@ -427,7 +430,12 @@ impl Members {
         }
         let full = self.peers.len() >= MEMBERS_MAX;
         match self.peers.get_mut(&info.replica) {
-            Some(p) if (info.incarnation, info.revision) <= (p.info.incarnation, p.info.revision) => return false,
+            Some(p) if self.mixes_starts && info == p.info => return false,
+            Some(p)
+                if !self.mixes_starts && (info.incarnation, info.revision) <= (p.info.incarnation, p.info.revision) =>
+            {
+                return false;
+            }
             Some(p) => {
                 let left = info.left && !p.info.left;
                 p.info = info.clone();

@@ -19,8 +19,11 @@ const NEEDED_MAX: usize = 4096;
 /// Where a version's bytes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum Hand {
+    /// In the host's pool, and in the log until a checkpoint cuts it.
     Payload(Payload),
     Staged,
+    /// In the staging area; an action in flight may still use the payload.
+    Both(Payload),
 }
 
 /// A version that is wanted and not at hand.
@@ -67,7 +70,7 @@ impl Content {
     pub(crate) fn source(&self, inode: InodeId, version: Stamp) -> Option<Source> {
         Some(match self.at_hand.get(&(inode, version))? {
             Hand::Payload(p) => Source::Payload(*p),
-            Hand::Staged => Source::Staged { inode, version },
+            Hand::Staged | Hand::Both(_) => Source::Staged { inode, version },
         })
     }
 
@@ -77,18 +80,42 @@ impl Content {
 
     /// Takes in bytes that came with an operation. Keeps the handle.
     pub(crate) fn put_payload(&mut self, inode: InodeId, version: Stamp, payload: Payload, handles: &mut Handles) {
+        let staged = matches!(self.at_hand.get(&(inode, version)), Some(Hand::Staged | Hand::Both(_)));
         handles.keep(payload.id);
-        if let Some(Hand::Payload(old)) = self.at_hand.insert((inode, version), Hand::Payload(payload)) {
+        let hand = if staged { Hand::Both(payload) } else { Hand::Payload(payload) };
+        if let Some(Hand::Payload(old) | Hand::Both(old)) = self.at_hand.insert((inode, version), hand) {
             handles.drop(old.id);
         }
         self.forget_need(inode, version);
     }
 
     pub(crate) fn put_staged(&mut self, inode: InodeId, version: Stamp, handles: &mut Handles) {
-        if let Some(Hand::Payload(old)) = self.at_hand.insert((inode, version), Hand::Staged) {
+        if let Some(Hand::Payload(old) | Hand::Both(old)) = self.at_hand.insert((inode, version), Hand::Staged) {
             handles.drop(old.id);
         }
         self.forget_need(inode, version);
+    }
+
+    /// An inline payload was written into the staging area. False: nobody wants it any more.
+    pub(crate) fn now_staged(&mut self, inode: InodeId, version: Stamp) -> bool {
+        let Some(hand) = self.at_hand.get_mut(&(inode, version)) else { return false };
+        if let Hand::Payload(p) = *hand {
+            *hand = Hand::Both(p);
+        }
+        true
+    }
+
+    /// Versions whose bytes are only in the pool and in the log.
+    pub(crate) fn only_logged(&self) -> impl Iterator<Item = (InodeId, Stamp)> + '_ {
+        self.at_hand.iter().filter(|(_, h)| matches!(h, Hand::Payload(_))).map(|(k, _)| *k)
+    }
+
+    /// The payload of such a version.
+    pub(crate) fn payload(&self, inode: InodeId, version: Stamp) -> Option<Payload> {
+        match self.at_hand.get(&(inode, version)) {
+            Some(Hand::Payload(p)) => Some(*p),
+            _ => None,
+        }
     }
 
     fn forget_need(&mut self, inode: InodeId, version: Stamp) {
@@ -105,6 +132,10 @@ impl Content {
             Some(Hand::Payload(p)) => {
                 handles.drop(p.id);
                 false
+            }
+            Some(Hand::Both(p)) => {
+                handles.drop(p.id);
+                true
             }
             Some(Hand::Staged) => true,
             None => false,

@@ -42,6 +42,12 @@ impl Handles {
         core::mem::take(&mut self.free)
     }
 
+    /// They can be released only with the next step. True if there are any.
+    pub(crate) fn give_back(&mut self, mut later: Vec<PayloadId>) -> bool {
+        self.free.append(&mut later);
+        !self.free.is_empty()
+    }
+
     /// Handles held.
     pub(crate) fn len(&self) -> usize {
         self.counts.len()

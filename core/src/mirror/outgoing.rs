@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// Operations that a peer does not acknowledge for so long are sent again.
 pub(crate) const RESEND_AFTER: Span = Span::ms(1500);
+/// Operations that nobody waits for are held back this long at most, so that a burst of them shares a message.
+pub(crate) const GATHER: Span = Span(700_000);
 
 /// One connected member.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +28,8 @@ pub(crate) struct Outgoing {
     flight: u64,
     flight_bytes: u64,
     progress: Instant,
+    /// Since when operations are held back for company.
+    gathering: Option<Instant>,
     /// Operations of others that it asked for: origin -> next number.
     relays: BTreeMap<ReplicaId, u64>,
     /// It was told that what it lacks was cut.
@@ -42,6 +46,7 @@ impl Outgoing {
             flight: 0,
             flight_bytes: 0,
             progress: now,
+            gathering: None,
             relays: BTreeMap::new(),
             told_cut: 0,
         }
@@ -51,6 +56,9 @@ impl Outgoing {
     pub(crate) fn want(&mut self, origin: ReplicaId, from: u64, me: ReplicaId) {
         if origin == me {
             self.sent = self.sent.min(from.saturating_sub(1));
+            self.flight = self.sent.saturating_sub(self.acked);
+            // Whatever it was told before did not arrive.
+            self.told_cut = 0;
         } else if self.relays.len() < 256 {
             self.relays.insert(origin, from);
         }
@@ -75,6 +83,11 @@ impl Outgoing {
         (self.acked < self.sent).then(|| self.progress.after(RESEND_AFTER))
     }
 
+    /// When operations that are held back for company are sent.
+    pub(crate) fn gathered_at(&self) -> Option<Instant> {
+        self.gathering.map(|t| t.after(GATHER))
+    }
+
     /// Gives up waiting for an acknowledgement and starts over behind the last one.
     pub(crate) fn resend(&mut self, now: Instant) {
         self.sent = self.acked;
@@ -91,6 +104,7 @@ impl Outgoing {
 
     fn own(&mut self, me: ReplicaId, waited: u64, history: &History, now: Instant) -> Option<Message> {
         let (last, _) = history.known(me);
+        let gathering = self.gathering.take();
         if self.sent >= last {
             if waited > self.urgent && waited > self.acked {
                 self.urgent = waited;
@@ -110,6 +124,12 @@ impl Outgoing {
             self.told_cut = cut.0;
             return Some(Message::Cut(Mark { origin: me, seq: cut.0, time: cut.1 }));
         }
+        let since = gathering.unwrap_or(now);
+        let enough = last - self.sent >= OPS_PER_MESSAGE_MAX as u64;
+        if !enough && waited <= self.sent && since.after(GATHER) > now {
+            self.gathering = Some(since);
+            return None;
+        }
         let after = history.before(me, self.sent + 1);
         let (ops, bytes) = collect(history, me, self.sent + 1);
         let n = ops.len() as u64;
@@ -120,6 +140,10 @@ impl Outgoing {
             self.progress = now;
         }
         self.sent += n;
+        if self.sent < last {
+            // What did not fit goes on in the next message, without waiting again.
+            self.gathering = Some(since);
+        }
         self.flight += n;
         self.flight_bytes += bytes;
         let urgent = waited > self.acked && after.0 < waited;

@@ -66,11 +66,11 @@ impl Syncs {
         self.waiting.values().filter(|w| w.ack != Ack::Local).map(|w| w.seq).max().unwrap_or(0)
     }
 
-    /// Those whose policy is met: (token, copies).
-    pub(crate) fn met(&mut self, durable: u64, others: &[Copy]) -> Vec<(OpToken, u32)> {
+    /// Those whose policy is met: (token, copies). `down_counts`: with a planted bug.
+    pub(crate) fn met(&mut self, durable: u64, others: &[Copy], down_counts: bool) -> Vec<(OpToken, u32)> {
         let mut done = Vec::new();
         self.waiting.retain(|token, w| {
-            let remote = others.iter().filter(|c| c.held >= w.seq).count();
+            let remote = others.iter().filter(|c| c.held >= w.seq || (down_counts && !c.up)).count();
             let met = durable >= w.seq && remote + 1 >= needed(w.ack, others);
             if met {
                 done.push((*token, (remote + 1) as u32));

@@ -2,7 +2,6 @@
 
 use super::{Flight, Node};
 use crate::action::{Io, LogRecord, Refused, Reply, Send, Sighting};
-use crate::bug::Bug;
 use crate::event::{Admin, Change, Found, IoError, IoResult, LinkEvent, Request};
 use crate::ids::{InodeId, IoToken, LinkId, OpToken};
 use crate::limits::REQUESTS_IN_FLIGHT_MAX;
@@ -54,10 +53,6 @@ impl Node {
                 let last = self.last_own();
                 self.syncs.add(token, last, ack, self.now, timeout);
                 self.journal.wanted = true;
-                if self.config.has(Bug::SkipSync) {
-                    self.syncs.remove(token);
-                    self.reply(token, Reply::Synced { copies: 1 });
-                }
             }
             Request::Released { inode } => {
                 self.tree.released(inode);
@@ -212,6 +207,30 @@ impl Node {
             Flight::Store { last } => self.stored(last, result),
             Flight::Apply { ticket, inode } => self.applied(ticket, inode, result),
             Flight::Fetch { inode, version } => self.fetched(inode, version, result),
+            Flight::Stage { inode, version, payload } => {
+                self.handles.drop(payload);
+                self.staged(inode, version, result);
+            }
+        }
+    }
+
+    /// An inline payload was written into the staging area, for a checkpoint.
+    fn staged(&mut self, inode: InodeId, version: Stamp, result: IoResult) {
+        self.journal.checkpoint.staging -= 1;
+        match result {
+            IoResult::Fetched if self.content.now_staged(inode, version) => {
+                // Another source: what failed with the other may go now.
+                self.tree.came(inode);
+                self.settle(inode);
+            }
+            IoResult::Fetched => self.out.io.push(Io::Unstage { inode, version }),
+            IoResult::Failed(why) => {
+                if !self.journal.checkpoint.failing {
+                    self.trouble(alloc::format!("bytes cannot be staged for the checkpoint: {why:?}"));
+                }
+                self.journal.checkpoint_failed(self.now);
+            }
+            other => debug_assert!(false, "staging was answered {other:?}"),
         }
     }
 

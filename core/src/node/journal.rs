@@ -1,10 +1,10 @@
 //! What is in the log, what of it is durable, and how far the checkpoint has come.
 
-use crate::ids::ReplicaId;
+use crate::ids::{InodeId, ReplicaId};
 use crate::message::Frontier;
-use crate::time::{Hlc, Instant, Span};
+use crate::time::{Hlc, Instant, Span, Stamp};
 use crate::tree::Put;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,10 @@ pub(crate) struct Journal {
 pub(crate) struct Checkpoint {
     /// The record with which the next log begins, and what was known then. `None`: no checkpoint is being written.
     pub(crate) begun: Option<(u64, Frontier)>,
+    /// Bytes that stand only in the log that is to be dropped: they are written into the staging area before.
+    pub(crate) unstaged: BTreeSet<(InodeId, Stamp)>,
+    /// Some of them are being written.
+    pub(crate) staging: usize,
     /// A page is on its way to the disk.
     pub(crate) busy: bool,
     /// Pages written since the last commit, to be written again if it fails.
@@ -67,6 +71,8 @@ impl Journal {
             broken: false,
             checkpoint: Checkpoint {
                 begun: None,
+                unstaged: BTreeSet::new(),
+                staging: 0,
                 busy: false,
                 pages: Vec::new(),
                 again: Vec::new(),
@@ -140,8 +146,10 @@ impl Journal {
         self.broken || self.next - self.checkpoint.last_cut >= 4 * self.every.0
     }
 
-    pub(crate) fn checkpoint_begin(&mut self, known: Frontier) {
+    /// `only_logged`: versions whose bytes are nowhere else.
+    pub(crate) fn checkpoint_begin(&mut self, known: Frontier, only_logged: BTreeSet<(InodeId, Stamp)>) {
         self.checkpoint.begun = Some((self.next, known));
+        self.checkpoint.unstaged = only_logged;
         self.checkpoint.forced = false;
     }
 
@@ -158,6 +166,7 @@ impl Journal {
 
     pub(crate) fn checkpoint_failed(&mut self, now: Instant) {
         self.checkpoint.begun = None;
+        self.checkpoint.unstaged.clear();
         self.checkpoint.failing = true;
         self.checkpoint.forced = true;
         self.checkpoint.not_before = now.after(CHECKPOINT_RETRY);

@@ -15,10 +15,10 @@ use crate::action::{Io, LogRecord, Notice, Outbox, Refused, Reply, Send};
 use crate::bug::Bug;
 use crate::config::Config;
 use crate::event::{Batch, Credits, Event};
-use crate::ids::{InodeId, IoToken, OpToken, ReplicaId};
+use crate::ids::{InodeId, IoToken, OpToken, PayloadId, ReplicaId};
 use crate::limits::{EVENTS_PER_STEP_MAX, REQUESTS_IN_FLIGHT_MAX, SCAN_MAX};
 use crate::member::Members;
-use crate::message::Held;
+use crate::message::{Held, Message};
 use crate::mirror::content::Content;
 use crate::mirror::handles::Handles;
 use crate::mirror::history::History;
@@ -156,6 +156,7 @@ enum Flight {
     Store { last: bool },
     Apply { ticket: Ticket, inode: InodeId },
     Fetch { inode: InodeId, version: Stamp },
+    Stage { inode: InodeId, version: Stamp, payload: PayloadId },
 }
 
 impl Node {
@@ -174,7 +175,7 @@ impl Node {
         let wake = self.pump();
         self.out.wake = wake;
         self.out.again |= !events.is_empty();
-        self.out.release = self.handles.take_free();
+        self.release();
         if self.config.has(Bug::MissRelease) && self.rng.chance(200) {
             self.out.release.pop();
         }
@@ -224,6 +225,18 @@ impl Node {
         }
     }
 
+    /// What this very outbox still needs is let go a step later.
+    fn release(&mut self) {
+        let mut free = self.handles.take_free();
+        if !free.is_empty() {
+            let used = payloads_of(&self.out);
+            let (later, now) = free.into_iter().partition(|id| used.contains(id));
+            free = now;
+            self.out.again |= self.handles.give_back(later);
+        }
+        self.out.release = free;
+    }
+
     fn reply(&mut self, token: OpToken, reply: Reply) {
         let was_open = self.open.remove(&token);
         debug_assert!(was_open, "{token} answered twice or never asked");
@@ -266,6 +279,21 @@ impl Node {
     fn last_own(&self) -> u64 {
         self.history.known(self.life()).0
     }
+}
+
+/// Handles that an outbox refers to.
+fn payloads_of(out: &Outbox) -> BTreeSet<PayloadId> {
+    let logged = out.io.iter().filter_map(|io| match io {
+        Io::Log { record: LogRecord::Op { op, .. }, .. } => op.payload,
+        Io::Stage { payload, .. } => Some(*payload),
+        Io::Apply { apply, .. } => apply.payload(),
+        _ => None,
+    });
+    let sent = out.send.iter().flat_map(|s| match s {
+        Send::Message { message: Message::Ops { ops, .. }, .. } => ops.as_slice(),
+        _ => &[],
+    });
+    logged.chain(sent.filter_map(|op| op.payload)).map(|p| p.id).collect()
 }
 
 fn clear(out: &mut Outbox) {

@@ -10,7 +10,7 @@ use crate::message::Message;
 use crate::time::{Deadline, Hlc, Span, Stamp, Wake};
 use crate::tree::Step;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// Messages with operations in one step, all peers together.
@@ -25,6 +25,8 @@ const SETTLED_PER_STEP: usize = 8;
 const TRIM_EVERY: Span = Span::ms(500);
 /// Operations and tree nodes let go at once.
 const TRIM_BUDGET: usize = 4096;
+/// Payloads that are written into the staging area at the same time.
+const STAGES_IN_FLIGHT_MAX: usize = 16;
 
 impl Node {
     pub(super) fn pump(&mut self) -> Option<Deadline> {
@@ -55,6 +57,7 @@ impl Node {
         v.extend(self.awaits_scan.and_then(|s| if let ScanDue::At(t) = s { Some((t, Wake::Retry)) } else { None }));
         v.extend(self.journal.next_due(self.now).map(|t| (t, Wake::Batch)));
         v.extend(self.outgoing.values().filter_map(|o| o.resend_at()).min().map(|t| (t, Wake::Resend)));
+        v.extend(self.outgoing.values().filter_map(|o| o.gathered_at()).min().map(|t| (t, Wake::Batch)));
         v.extend(self.round.as_ref().map(|r| (r.stalls_at(), Wake::Resend)));
         v.into_iter()
     }
@@ -169,6 +172,10 @@ impl Node {
     fn pump_log(&mut self) {
         if self.journal.sync_due(self.now) {
             self.journal.sync_started();
+            if self.config.has(Bug::SkipSync) {
+                let done = self.journal.sync_ended();
+                return self.became_durable(done);
+            }
             let token = self.token(Flight::LogSync);
             self.out.io.push(Io::LogSync { token });
         } else if self.journal.syncing.is_none() && self.journal.synced + 1 == self.journal.next {
@@ -181,7 +188,12 @@ impl Node {
         let kept = self.unproven.is_some() && !self.journal.overlong();
         if !kept && self.journal.checkpoint_due(self.now) {
             let known = self.history.frontier();
-            self.journal.checkpoint_begin(known);
+            let bare =
+                if self.config.has(Bug::CutBytes) { BTreeSet::new() } else { self.content.only_logged().collect() };
+            self.journal.checkpoint_begin(known, bare);
+        }
+        if !self.bytes_are_staged() {
+            return;
         }
         let Some((cut, known)) = self.journal.checkpoint.begun.clone() else { return };
         if self.journal.checkpoint.busy {
@@ -211,6 +223,21 @@ impl Node {
         self.journal.checkpoint.busy = true;
         let token = self.token(Flight::Store { last });
         self.out.io.push(Io::Store { token, puts, commit });
+    }
+
+    /// The log that a checkpoint drops may be the only place where bytes stand that wait for theirs in `backing`. They are
+    /// written into the staging area first; the commit makes them durable. True if none are left.
+    fn bytes_are_staged(&mut self) -> bool {
+        while self.journal.checkpoint.staging < STAGES_IN_FLIGHT_MAX {
+            let Some((inode, version)) = self.journal.checkpoint.unstaged.pop_first() else { break };
+            // What came to stand in `backing` meanwhile is made durable by the commit, too.
+            let Some(payload) = self.content.payload(inode, version) else { continue };
+            self.journal.checkpoint.staging += 1;
+            self.handles.keep(payload.id);
+            let token = self.token(Flight::Stage { inode, version, payload: payload.id });
+            self.out.io.push(Io::Stage { token, payload, inode, version });
+        }
+        self.journal.checkpoint.staging == 0 && self.journal.checkpoint.unstaged.is_empty()
     }
 
     fn pump_ops(&mut self) {

@@ -95,7 +95,7 @@ impl Node {
         if self.lives.contains(&origin) && origin == self.life() {
             self.trouble("a peer sends operations under this node's own origin: is its data directory a copy of ours?");
         } else {
-            self.take_ops(link, origin, after, ops);
+            self.take_ops(peer, link, origin, after, ops);
         }
         for id in handles {
             self.handles.refuse(id);
@@ -108,7 +108,7 @@ impl Node {
         }
     }
 
-    fn take_ops(&mut self, link: LinkId, origin: ReplicaId, after: (u64, Hlc), ops: Vec<Op>) {
+    fn take_ops(&mut self, peer: ReplicaId, link: LinkId, origin: ReplicaId, after: (u64, Hlc), ops: Vec<Op>) {
         let known = self.history.known(origin);
         if !self.history.admits(origin) {
             return self.refuse_link(link, "too many origins");
@@ -132,6 +132,12 @@ impl Node {
                     "operations of {origin} are stamped more than a day ahead of this node's clock: refused"
                 ));
                 return self.refuse_link(link, "your operations are stamped more than a day ahead: check the clocks");
+            }
+            if self.tree.is_cut(op.stamp()) && !self.config.has(Bug::TakeStrangersForRepeats) {
+                // This node was cut off from its issuer (alone with a new disk, or removed from the cluster) and has
+                // forgotten what every member known then had up to a later stamp. The operation can no longer be slotted in; its
+                // effect is merged with all that the peer knows.
+                return self.on_cut(peer, link, Mark { origin, seq: op.seq, time: op.time });
             }
             if op.seq != known.0 + 1 {
                 // Only with the planted bug: pretend that there was no gap.
@@ -316,7 +322,7 @@ impl Node {
         // A node that holds nothing to be made durable holds it all.
         let durable = if self.last_own() == 0 { u64::MAX } else { durable };
         let copies = self.copies();
-        for (token, copies) in self.syncs.met(durable, &copies) {
+        for (token, copies) in self.syncs.met(durable, &copies, self.config.has(Bug::CountDownMember)) {
             self.reply(token, Reply::Synced { copies });
         }
     }

@@ -4,9 +4,8 @@ use super::Node;
 use crate::action::Send;
 use crate::ids::{InodeId, LinkId, ReplicaId};
 use crate::limits::STATE_RECORDS_PER_MESSAGE_MAX;
-use crate::message::{Frontier, Mark, Message};
+use crate::message::{Frontier, Mark, Message, covers};
 use crate::mirror::state::{Round, Serving};
-use crate::time::Stamp;
 use crate::tree::StateRecord;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -154,17 +153,17 @@ impl Node {
             r.todo.pop();
         }
         let boundary = r.todo.len().is_multiple_of(BUCKETS_PER_WANT) || r.todo.is_empty();
+        let ours = self.history.frontier();
         for record in &records {
-            for stamp in stamps(record) {
+            for stamp in record.stamps() {
                 self.clock.observe(stamp.time);
             }
-            self.tree.merge(record);
-            let version = record.content.0;
-            if record.content.1 > 0
-                && self.tree.wants(record.inode, version)
-                && !self.content.has(record.inode, version)
-            {
-                self.state_missing.insert((record.inode, version));
+            self.tree.merge(record, &|s| covers(&context, s), &|s| covers(&ours, s));
+            let losing = record.versions.iter().map(|v| (v.stamp, v.size));
+            for (version, size) in losing.chain([(record.content.0, record.content.1)]) {
+                if size > 0 && self.tree.wants(record.inode, version) && !self.content.has(record.inode, version) {
+                    self.state_missing.insert((record.inode, version));
+                }
             }
             self.settle(record.inode);
         }
@@ -185,10 +184,9 @@ impl Node {
             let Some(end) = page.last().map(|r| r.inode) else { break };
             after = Some(end);
             for record in page {
-                let covered = |s: &Stamp| context.iter().any(|m| m.origin == s.replica && m.time >= s.time);
                 if record.inode != InodeId::ROOT
                     && !seen.contains(&record.inode)
-                    && stamps(&record).iter().filter(|s| !s.is_zero()).all(covered)
+                    && record.stamps().all(|s| covers(context, s))
                 {
                     self.tree.absent(record.inode);
                     self.settle(record.inode);
@@ -215,18 +213,4 @@ impl Node {
         // Nothing of this is in the log: the checkpoint makes it durable, and only then is it acknowledged.
         self.journal.checkpoint.forced = true;
     }
-}
-
-/// Every stamp in a record.
-fn stamps(r: &StateRecord) -> Vec<Stamp> {
-    let mut v = Vec::new();
-    v.extend(r.make.as_ref().map(|m| m.0));
-    v.extend([r.mode.0, r.owner.0, r.times.0, r.content.0]);
-    v.extend(r.versions.iter().map(|x| x.stamp));
-    v.extend(r.xattrs.iter().map(|x| x.stamp));
-    for e in &r.entries {
-        v.extend(e.places.iter().map(|p| p.stamp));
-        v.extend(e.removed.iter().map(|x| x.0));
-    }
-    v
 }

@@ -170,6 +170,17 @@ pub struct StateRecord {
     pub cut: Stamp,
 }
 
+impl StateRecord {
+    /// The stamps of everything that is said in it.
+    pub fn stamps(&self) -> impl Iterator<Item = Stamp> + '_ {
+        let make = self.make.iter().map(|m| m.0);
+        let registers = [self.mode.0, self.owner.0, self.times.0, self.content.0];
+        let versions = self.versions.iter().map(|v| v.stamp);
+        let xattrs = self.xattrs.iter().map(|x| x.stamp);
+        make.chain(registers).chain(versions).chain(xattrs).chain(self.entries.iter().flat_map(EntryRecord::stamps))
+    }
+}
+
 /// One extended attribute in a [`StateRecord`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct XattrRecord {
@@ -191,6 +202,13 @@ pub struct EntryRecord {
     pub places: Vec<PlaceRecord>,
     /// When it was deleted, and which content version the deleter had seen; oldest first.
     pub removed: Vec<(Stamp, Stamp)>,
+}
+
+impl EntryRecord {
+    /// The stamps of its placements and deletions.
+    pub fn stamps(&self) -> impl Iterator<Item = Stamp> + '_ {
+        self.places.iter().map(|p| p.stamp).chain(self.removed.iter().map(|r| r.0))
+    }
 }
 
 /// One placement in a [`StateRecord`].

@@ -2,6 +2,7 @@
 
 use super::model::*;
 use super::{Tree, Version};
+use crate::bug::Bug;
 use crate::op::ContentDigest;
 use crate::time::Stamp;
 
@@ -72,7 +73,12 @@ impl Tree {
         if v.stamp == old {
             return; // Known before as a settled winner; now its base is known too.
         }
-        if v.stamp < old {
+        let earlier = if self.has_bug(Bug::CompareByMtime) && !old.is_zero() {
+            (v.mtime, v.stamp) < (self.inodes[i].mtime(), old)
+        } else {
+            v.stamp < old
+        };
+        if earlier {
             self.heads.insert((i, v.stamp));
             return;
         }

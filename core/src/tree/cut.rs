@@ -4,6 +4,7 @@ use super::model::*;
 use super::plan::Work;
 use super::slab::NONE;
 use super::{ROOT, Tree};
+use crate::bug::Bug;
 use crate::time::Stamp;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -14,6 +15,7 @@ impl Tree {
     pub fn cut(&mut self, stable: Stamp, max: usize) -> bool {
         if stable > self.cut {
             self.cut = stable;
+            self.heads_due.append(&mut self.heads_waiting);
             self.dirty_keys.insert(super::store::cut_key());
         }
         let mut left = max;
@@ -28,6 +30,11 @@ impl Tree {
         }
         // What disk is not ready for is looked at again by the next call.
         let mut graves = Vec::new();
+        if self.has_bug(Bug::ForgetTombstone) {
+            for (_, e) in core::mem::take(&mut self.graves) {
+                self.visit_grave(e);
+            }
+        }
         while let Some((s, e)) = self.graves.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
             left -= 1;
             self.graves.remove(&(s, e));
@@ -58,6 +65,11 @@ impl Tree {
         }
         self.settle();
         left == 0
+    }
+
+    /// At or below the stamp that [`Tree::cut`] was told last: an operation that is integrated now is taken for a repeat.
+    pub fn is_cut(&self, stamp: Stamp) -> bool {
+        stamp <= self.cut
     }
 
     /// It is (or may be) dead: `cut` looks at it in time.
@@ -92,6 +104,10 @@ impl Tree {
         let place = self.stamp(n.place);
         let (live, removed, forgotten) = (n.has(LIVE), n.has(REMOVED), n.has(FORGOTTEN));
         let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
+        if self.has_bug(Bug::ForgetTombstone) && removed && !live && !self.is_seated(e) && !self.work.is_busy(i) {
+            self.purge(e);
+            return true;
+        }
         if last > self.cut {
             self.graves.insert((last, e));
             return true;
@@ -279,7 +295,10 @@ impl Tree {
         for key in versions {
             self.versions.remove(&key);
         }
-        for set in [&mut self.heads, &mut self.heads_due, &mut self.heads_needed] {
+        for key in self.heads.range(mine.clone()) {
+            self.work.at_rest(Work::Head(i, key.1));
+        }
+        for set in [&mut self.heads, &mut self.heads_due, &mut self.heads_waiting, &mut self.heads_needed] {
             let keys: Vec<_> = set.range(mine.clone()).copied().collect();
             for key in keys {
                 set.remove(&key);

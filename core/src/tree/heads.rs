@@ -74,13 +74,15 @@ impl Tree {
         if unknown { Verdict::Wait } else { Verdict::Keep(*v) }
     }
 
-    /// A version is settled: it needs no copy (any more).
+    /// A version is settled: it needs no copy (any more). Touches the inode.
     pub(super) fn settle_head(&mut self, i: u32, version: Stamp) {
-        if self.heads.remove(&(i, version)) {
-            self.dirty.insert(i);
+        if self.heads.contains(&(i, version)) {
+            self.touch(i);
+            self.heads.remove(&(i, version));
             self.heads_due.remove(&(i, version));
+            self.heads_waiting.remove(&(i, version));
             self.heads_needed.remove(&(i, version));
-            self.work.unpark(Work::Head(i, version));
+            self.work.at_rest(Work::Head(i, version));
             let id = self.inodes[i].id();
             let copy = EntryId::derive_conflict(id, version);
             if self.by_entry.contains_key(&copy) {
@@ -115,6 +117,7 @@ impl Tree {
             && !(self.held(i).stamp == version && self.on_disk(i))
         {
             self.settle_head(i, version);
+            self.settle();
         }
     }
 
@@ -176,11 +179,17 @@ impl Tree {
                 out.extend(self.publish_rebirth(i, mint));
             } else if let Some((i, c)) = self.heads_due.pop_first() {
                 match self.verdict(i, c) {
-                    Verdict::Drop => self.settle_head(i, c),
-                    Verdict::Wait => {}
+                    Verdict::Drop => {
+                        self.settle_head(i, c);
+                        self.settle();
+                    }
+                    Verdict::Wait => {
+                        self.heads_waiting.insert((i, c));
+                    }
                     Verdict::Keep(_) if self.held(i).stamp == c && self.on_disk(i) => {
                         // Disk has the only copy we need: it is set aside when the winner is installed.
                         self.work.call(Work::Inode(i));
+                        self.work.wake(i);
                     }
                     Verdict::Keep(v) => match have(self.inodes[i].id(), c) {
                         Some(_) => out.extend(self.publish_copy(i, v, mint)),
@@ -215,8 +224,8 @@ impl Tree {
             done.push(LocalOp { stamp, body, here: None });
         }
         self.note_copy(inode, v.stamp, copy);
-        self.settle();
         self.settle_head(i, v.stamp);
+        self.settle();
         let records = alloc::vec![LogRecord::Kept { inode, lost: v.stamp, copy }];
         Some(LocalOutcome { inode: copy, ops: done, records })
     }
@@ -291,8 +300,8 @@ impl Tree {
             }
         }
         self.note_copy(inode, v.stamp, copy);
-        self.settle();
         self.settle_head(i, v.stamp);
+        self.settle();
         records.push(LogRecord::Kept { inode, lost: v.stamp, copy });
         LocalOutcome { inode: copy, ops, records }
     }

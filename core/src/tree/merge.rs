@@ -1,7 +1,8 @@
 //! State transfer: what is known of an inode as a record, and merging such records register by register.
 
 use super::model::*;
-use super::{EntryRecord, PlaceRecord, ROOT, StateRecord, Tree, Version, XattrRecord};
+use super::{EntryRecord, Knows, PlaceRecord, ROOT, StateRecord, Tree, Version, XattrRecord};
+use crate::bug::Bug;
 use crate::ids::InodeId;
 use crate::op::OpBody;
 use crate::time::Stamp;
@@ -78,8 +79,14 @@ impl Tree {
         !entries.is_empty() && entries.iter().all(|e| self.entries[*e].has(FORGOTTEN))
     }
 
-    /// Merges what another replica knows of an inode: whatever is later wins, register by register.
-    pub fn merge(&mut self, r: &StateRecord) {
+    /// Merges what another replica knows of an inode: whatever is later wins, register by register. `theirs` is what the
+    /// speaker knew when it wrote the record, `ours` what this replica knew before. Something that one side has not got
+    /// although it knows every operation that ever spoke of it was deleted, and the deletion was forgotten there.
+    pub fn merge(&mut self, r: &StateRecord, theirs: &Knows<'_>, ours: &Knows<'_>) {
+        let gone_here = self.inode_of(r.inode).is_none_or(|i| i != ROOT && self.is_forgotten(i));
+        if gone_here && r.stamps().all(ours) {
+            return;
+        }
         let i = self.intern_inode(r.inode, r.cut);
         self.touch(i);
         for entry in r.entries.iter().filter(|e| e.id.first_inode() == r.inode) {
@@ -97,11 +104,14 @@ impl Tree {
         let mtime = self.inodes[i].mtime();
         won |= self.set_times(i, r.times.0, r.times.1, r.mtime);
         for x in &r.xattrs {
+            if ours(x.stamp) && !self.xattrs.contains_key(&(i, x.name.clone())) {
+                continue;
+            }
             won |= self.set_xattr(i, x.stamp, &x.name, x.value.clone().map(|v| v.into_vec()));
         }
         if i != ROOT {
-            self.merge_content(i, r);
-            self.merge_entries(i, r);
+            self.merge_content(i, r, theirs, ours);
+            self.merge_entries(i, r, theirs, ours);
         } else {
             for (id, at, saw) in &r.early {
                 self.integrate_unsettled(*at, &OpBody::Remove { entry: *id, saw: *saw });
@@ -113,27 +123,44 @@ impl Tree {
         self.settle();
     }
 
-    fn merge_content(&mut self, i: u32, r: &StateRecord) {
+    fn merge_content(&mut self, i: u32, r: &StateRecord, theirs: &Knows<'_>, ours: &Knows<'_>) {
+        // What was settled here and forgotten is not brought up again.
+        let settled_here = |t: &Tree, s: Stamp| {
+            t.is_cut(s) && ours(s) && s < t.stamp(t.inodes[i].content) && !t.versions.contains_key(&(i, s))
+        };
         for v in &r.versions {
+            if settled_here(self, v.stamp) {
+                continue;
+            }
             let base = if v.base < v.stamp { v.base } else { Stamp::ZERO };
             self.add_version(i, Version { base, ..*v });
         }
         let (stamp, size, digest) = r.content;
         let old = self.stamp(self.inodes[i].content);
-        if stamp.is_zero() || stamp == old || self.versions.contains_key(&(i, stamp)) {
+        if stamp.is_zero() || stamp == old || self.versions.contains_key(&(i, stamp)) || settled_here(self, stamp) {
             return;
         }
-        // Its own base is forgotten: all members know it. What is at or below the speaker's cut was settled with it.
-        let settled = stamp > old && old <= r.cut && !self.heads.contains(&(i, old));
+        // Its own base is forgotten there, and with it every earlier version that the speaker knew and does not list.
+        let listed = r.versions.iter().any(|v| v.stamp == old);
+        let knew = theirs(old) || (self.has_bug(Bug::SettleUnknown) && old <= r.cut);
+        let settled = stamp > old && knew && !listed && !self.heads.contains(&(i, old));
         self.add_version(
             i,
             Version { stamp, base: if settled { old } else { Stamp::ZERO }, size, digest, mtime: r.mtime },
         );
     }
 
-    fn merge_entries(&mut self, i: u32, r: &StateRecord) {
+    fn merge_entries(&mut self, i: u32, r: &StateRecord, theirs: &Knows<'_>, ours: &Knows<'_>) {
+        for e in self.entries_of(i) {
+            let told = r.entries.iter().any(|x| x.id == self.entries[e].id());
+            if !told && !self.entries[e].has(FORGOTTEN) && self.entry_record(e).stamps().all(theirs) {
+                self.forsake(e);
+            }
+        }
         for entry in &r.entries {
-            if self.entry_of(entry.id).is_some_and(|e| self.entries[e].inode != i) {
+            let here = self.entry_of(entry.id);
+            let gone_here = here.is_none_or(|e| self.entries[e].has(FORGOTTEN));
+            if here.is_some_and(|e| self.entries[e].inode != i) || (gone_here && entry.stamps().all(ours)) {
                 continue;
             }
             let e = self.intern_entry(entry.id, i);
@@ -156,6 +183,24 @@ impl Tree {
         }
     }
 
+    /// The cluster forgot this entry. Its inode is touched already.
+    fn forsake(&mut self, e: u32) {
+        for s in self.moves_of(e) {
+            self.forget_move(s);
+        }
+        if let Some(b) = self.base.remove(&e) {
+            self.drop_parent(b.parent);
+        }
+        self.removed.remove(&e);
+        self.entries[e].set(REMOVED | LOGGED, false);
+        self.entries[e].set(FORGOTTEN, true);
+        self.bury(e);
+        let i = self.entries[e].inode;
+        if self.inodes[i].tag == Tag::Dir && self.entries[e].has(LIVE) && self.inodes[i].live_kids > 0 {
+            self.rebirths.insert(i);
+        }
+    }
+
     /// A replica that knows everything that was ever said about this inode no longer has it: everybody knew of its deletion.
     /// It is forgotten; what stands of it on disk is removed by the next steps (bytes that lost a conflict are kept). A
     /// directory with something of ours in it is made anew by [`Tree::own_ops`].
@@ -164,17 +209,8 @@ impl Tree {
         self.touch(i);
         let held = self.held(i);
         let entries = self.entries_of(i);
-        for e in &entries {
-            for s in self.moves_of(*e) {
-                self.forget_move(s);
-            }
-            if let Some(b) = self.base.remove(e) {
-                self.drop_parent(b.parent);
-            }
-            self.removed.remove(e);
-            self.entries[*e].set(REMOVED | LOGGED, false);
-            self.entries[*e].set(FORGOTTEN, true);
-            self.bury(*e);
+        for e in entries {
+            self.forsake(e);
         }
         let n = &mut self.inodes[i];
         (n.make, n.mode_at, n.owner_at, n.times_at) = Default::default();
@@ -190,13 +226,6 @@ impl Tree {
             self.xattrs.remove(&key);
         }
         self.inodes[i].set(XATTRS, false);
-        if self.inodes[i].tag == Tag::Dir {
-            for e in entries {
-                if self.entries[e].has(LIVE) && self.inodes[i].live_kids > 0 {
-                    self.rebirths.insert(i);
-                }
-            }
-        }
         self.settle();
     }
 }

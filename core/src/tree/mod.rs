@@ -80,6 +80,8 @@ use slab::{NONE, Replicas, Slab};
 pub type Have<'a> = dyn Fn(InodeId, Stamp) -> Option<Source> + 'a;
 /// Makes the next stamp of this replica, later than all before and than all that were integrated.
 pub type Mint<'a> = dyn FnMut() -> Stamp + 'a;
+/// Whether a replica knows the operation with this stamp (of [`Stamp::ZERO`]: true).
+pub type Knows<'a> = dyn Fn(Stamp) -> bool + 'a;
 /// A key of the checkpoint with its new value; `None` deletes it.
 pub type Put = (Box<[u8]>, Option<Box<[u8]>>);
 
@@ -108,6 +110,8 @@ pub struct Tree {
     /// Versions that may have lost a conflict.
     heads: BTreeSet<(u32, Stamp)>,
     heads_due: BTreeSet<(u32, Stamp)>,
+    /// Those that an operation decides which has not come yet; looked at again when the cut advances.
+    heads_waiting: BTreeSet<(u32, Stamp)>,
     /// Lost, not on disk here, and their bytes are not at hand.
     heads_needed: BTreeSet<(u32, Stamp)>,
     copies: BTreeMap<(InodeId, Stamp), InodeId>,
@@ -185,6 +189,7 @@ impl Tree {
             versions: BTreeMap::new(),
             heads: BTreeSet::new(),
             heads_due: BTreeSet::new(),
+            heads_waiting: BTreeSet::new(),
             heads_needed: BTreeSet::new(),
             copies: BTreeMap::new(),
             copy_of: BTreeMap::new(),

@@ -332,6 +332,7 @@ impl Tree {
                 self.note_copy(*inode, *lost, *copy);
                 if let Some(i) = self.inode_of(*inode) {
                     self.settle_head(i, *lost);
+                    self.settle();
                 }
             }
             LogRecord::Member(_) | LogRecord::Life(_) => {}

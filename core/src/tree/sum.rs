@@ -2,8 +2,8 @@
 //! (Bellare, Micciancio, *A new paradigm for collision-free hashing: incrementality at reduced cost*, 1997: AdHash).
 //!
 //! Each inode has two hashes: of what is *shown* (equal on all replicas with the same operations, whatever they have
-//! forgotten) and of what is *behind* it (deletions, skipped moves), which a replica drops as others learn of it. The digest
-//! of the tree sums the former, the buckets for comparison by state sum both.
+//! forgotten) and of what is *behind* it (deletions, skipped moves, unsettled versions), which a
+//! replica drops as others learn of it. The digest of the tree sums the former, the buckets for comparison by state both.
 
 use super::model::*;
 use super::slab::NONE;
@@ -130,8 +130,10 @@ impl Tree {
     fn behind_hash(&self, i: u32, entries: &[u32]) -> u128 {
         let n = &self.inodes[i];
         let odd = REMOVED | LOGGED;
+        let heads = self.heads.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).map(|(_, s)| *s);
         let plain = n.tag != Tag::Unknown
             && !n.has(XATTRS)
+            && heads.clone().next().is_none()
             && entries.iter().all(|e| self.entries[*e].flags & odd == 0 && self.entries[*e].name.is_some())
             && (i != ROOT || self.early.is_empty());
         if plain || (entries.is_empty() && n.tag != Tag::Unknown && i != ROOT) {
@@ -160,6 +162,10 @@ impl Tree {
                 any = true;
                 h.stamp(s).id(self.id_of(m.parent).0).name(Some(&m.name));
             }
+        }
+        for s in heads {
+            any = true;
+            h.stamp(s);
         }
         if i == ROOT {
             for (id, removed) in &self.early {

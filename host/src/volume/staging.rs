@@ -311,6 +311,8 @@ impl Shared {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(tmp, &*name, flags, Mode::RUSR | Mode::WUSR)?;
             super::make::write_all(fd.as_fd(), &bytes)?;
+            // A name that says "whole" is believed after a crash of the machine.
+            rustix::fs::fdatasync(&fd)?;
             rustix::fs::renameat(tmp, &*name, tmp, &*whole)
         };
         write().map_err(|e| {
