@@ -32,8 +32,6 @@ pub(crate) struct Outgoing {
     gathering: Option<Instant>,
     /// Operations of others that it asked for: origin -> next number.
     relays: BTreeMap<ReplicaId, u64>,
-    /// It was told that what it lacks was cut.
-    told_cut: u64,
 }
 
 impl Outgoing {
@@ -48,17 +46,15 @@ impl Outgoing {
             progress: now,
             gathering: None,
             relays: BTreeMap::new(),
-            told_cut: 0,
         }
     }
 
-    /// The peer asked for operations.
-    pub(crate) fn want(&mut self, origin: ReplicaId, from: u64, me: ReplicaId) {
+    /// The peer asked for operations. `last`: the number of our last one.
+    pub(crate) fn want(&mut self, origin: ReplicaId, from: u64, me: ReplicaId, last: u64) {
         if origin == me {
-            self.sent = self.sent.min(from.saturating_sub(1));
+            // It knows those before, and whatever it was told of those behind did not arrive.
+            self.sent = from.saturating_sub(1).min(last);
             self.flight = self.sent.saturating_sub(self.acked);
-            // Whatever it was told before did not arrive.
-            self.told_cut = 0;
         } else if self.relays.len() < 256 {
             self.relays.insert(origin, from);
         }
@@ -118,10 +114,8 @@ impl Outgoing {
         }
         let cut = history.cut(me);
         if self.sent < cut.0 {
-            if self.told_cut == cut.0 {
-                return None;
-            }
-            self.told_cut = cut.0;
+            // It gets the others by state, and goes on behind them. If this is lost, it asks.
+            self.sent = cut.0;
             return Some(Message::Cut(Mark { origin: me, seq: cut.0, time: cut.1 }));
         }
         let since = gathering.unwrap_or(now);

@@ -20,6 +20,8 @@ use alloc::vec::Vec;
 pub(super) const RETRY: Span = Span::s(2);
 /// Times that every member says that a version is gone before its author, who has not got it either, gives it up.
 const ABANDON_OWN_ROUNDS: u32 = 10;
+/// The same for somebody else's, so that its author comes first.
+const ABANDON_FOREIGN_ROUNDS: u32 = 30;
 
 impl Node {
     pub(super) fn request(&mut self, token: OpToken, op: Request) {
@@ -305,8 +307,7 @@ impl Node {
             IoResult::Failed(why) => {
                 let up: Vec<_> = self.members.connected().map(|(r, _)| r).collect();
                 if let Verdict::Gone(rounds) = self.content.failed(inode, version, why, &up, self.now) {
-                    self.tree.give_up_head(inode, version);
-                    self.abandon(inode, version, rounds, &up);
+                    self.nobody_has(inode, version, rounds, &up);
                     self.settle(inode);
                 }
                 if matches!(why, IoError::NoSpace | IoError::Broken) {
@@ -317,17 +318,20 @@ impl Node {
         }
     }
 
-    /// Every connected member says that it has not got a version. If all members are there, and it was issued in a life of
-    /// this node that a crash has ended, it is given up: its bytes were lost with that life. In the present life the bytes may
-    /// be ours alone and only wait for room on the disk.
-    fn abandon(&mut self, inode: InodeId, version: Stamp, rounds: u32, up: &[crate::ids::ReplicaId]) {
-        let others = self.members.peers.values().filter(|p| !p.info.left).map(|p| p.info.replica);
-        let mut all = true;
-        for r in others {
-            all &= up.contains(&r);
+    /// Every connected member says that it has not got a version. If that is all members, it is given up: a losing version at
+    /// once, a winning one by whoever issued it in a life that a crash has ended (its bytes were lost with that life), or
+    /// by the first of all if it was nobody who is a member now. In the present life of its issuer the bytes may only wait for
+    /// room on the disk, and a member that is away may have them.
+    fn nobody_has(&mut self, inode: InodeId, version: Stamp, rounds: u32, up: &[crate::ids::ReplicaId]) {
+        let others: Vec<_> = self.members.peers.values().map(|p| &p.info).filter(|i| !i.left).collect();
+        if !others.iter().all(|i| up.contains(&i.replica)) {
+            return;
         }
-        let ended = version.replica != self.life() && self.lives.contains(&version.replica);
-        if !all || !ended || rounds < ABANDON_OWN_ROUNDS {
+        let present = version.replica == self.life() || others.iter().any(|i| i.life == version.replica);
+        let mine = self.lives.contains(&version.replica);
+        let first = others.iter().all(|i| self.config.replica < i.replica);
+        self.tree.give_up_head(inode, version);
+        if present || !(mine && rounds >= ABANDON_OWN_ROUNDS || first && rounds >= ABANDON_FOREIGN_ROUNDS) {
             return;
         }
         let clock = &mut self.clock;

@@ -53,9 +53,9 @@ impl Node {
             Message::Ops { origin, after, ops, urgent } => self.on_ops(peer, link, origin, after, ops, urgent),
             Message::Held(held) => self.on_held(peer, held),
             Message::Want { origin, from } => {
-                let life = self.life();
+                let (life, last) = (self.life(), self.last_own());
                 if let Some(o) = self.outgoing.get_mut(&peer) {
-                    o.want(origin, from, life);
+                    o.want(origin, from, life, last);
                 }
             }
             Message::Members(infos) => self.members.members(link, infos, self.now, &mut fx),
