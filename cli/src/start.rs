@@ -21,7 +21,7 @@ use ice_http::{
     router,
 };
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ struct Node<R> {
     server: Option<Server>,
     mount: Option<Mount>,
     cluster: Arc<EngineCluster>,
-    data: Option<DataDir>,
+    data: Arc<Mutex<DataDir>>,
     ring: Option<Arc<Ring>>,
     runtime: R,
 }
@@ -68,6 +68,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         close_ack: config.close_ack,
         ack_timeout: config.ack_timeout,
         suspects: found.suspects.iter().copied().collect(),
+        lost: found.disk.ending == ice_core::config::Ending::MachineCrash,
         rescan: config.scan_interval,
         ..VolumeOptions::new(&config.backing, found.data.replica())
     })?;
@@ -111,6 +112,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         Lanes::new(&engine, Arc::clone(&log), found.store, backing, files, transport)
             .context("cannot start the disk lanes")?,
     );
+    let data = Arc::new(Mutex::new(found.data));
+    engine.on_scanned(compared(&log, &data));
     net.start(Arc::clone(&engine) as Arc<dyn ice_host::transport::Sink>);
     let driver = engine.start(Arc::clone(&lanes) as Arc<dyn ice_host::engine::Actions>)?;
     volume.start(Arc::clone(&engine) as Arc<dyn ice_host::volume::Port>).context("cannot start the volume")?;
@@ -148,7 +151,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         server: Some(server),
         mount,
         cluster,
-        data: Some(found.data),
+        data,
         ring,
         runtime,
     }))
@@ -159,6 +162,23 @@ pub(crate) fn make_dir(path: &std::path::Path) -> std::io::Result<()> {
     std::fs::create_dir_all(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => rustix::io::Errno::NOTDIR.into(),
         _ => e,
+    })
+}
+
+/// What is done when everything was compared after a start.
+fn compared(log: &Arc<LogLane>, data: &Arc<Mutex<DataDir>>) -> Box<dyn Fn() + Send + Sync> {
+    // Neither may outlive the node for the sake of this.
+    let (log, data) = (Arc::downgrade(log), Arc::downgrade(data));
+    Box::new(move || {
+        let (Some(log), Some(data)) = (log.upgrade(), data.upgrade()) else { return };
+        let durable = log.sync_blocking();
+        let noted = durable
+            .map_err(anyhow::Error::from)
+            .and_then(|()| Ok(data.lock().unwrap_or_else(PoisonError::into_inner).compared()?));
+        if let Err(why) = noted {
+            // The next start compares once more.
+            tracing::warn!("the comparison of backing with the tree cannot be noted: {why:#}");
+        }
     })
 }
 
@@ -234,9 +254,7 @@ impl<R: Runtime> Running for Node<R> {
         let synced = self.log.sync_blocking();
         drop(self.engine);
         synced.context("the log could not be made durable")?;
-        if let Some(data) = self.data.take() {
-            data.mark_clean()?;
-        }
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).mark_clean()?;
         Ok(())
     }
 }

@@ -29,6 +29,9 @@ pub trait Actions: Send + Sync {
     fn io(&self, io: Io);
     /// For hooks and logs.
     fn notice(&self, notice: Notice);
+    /// Waits until the operating system has all log records emitted so far. Unlike the other methods called without the node's
+    /// lock, by threads that may wait.
+    fn logged(&self) {}
 }
 
 /// How the disk of the log keeps up with the changes.
@@ -75,6 +78,7 @@ pub struct Engine {
     actions: OnceLock<Arc<dyn Actions>>,
     /// How the disk of the log keeps up.
     pressure: OnceLock<Box<dyn Fn() -> Pressure + Send + Sync>>,
+    scanned: OnceLock<Box<dyn Fn() + Send + Sync>>,
     payloads: Arc<PayloadPool>,
     origin: std::time::Instant,
     tokens: AtomicU64,
@@ -138,6 +142,7 @@ impl Engine {
             poke: Condvar::new(),
             actions: OnceLock::new(),
             pressure: OnceLock::new(),
+            scanned: OnceLock::new(),
             payloads,
             origin: std::time::Instant::now(),
             tokens: AtomicU64::new(1),
@@ -240,6 +245,30 @@ impl Engine {
             Reply::Found(results) => Ok(results),
             Reply::Failed(why) => Err(why),
             Reply::Changed(_) | Reply::Synced { .. } | Reply::Done => Err(Refused::Unknown),
+        }
+    }
+
+    /// Waits until the operating system has all log records emitted so far (see [`ice_core::action::Io::Apply`]).
+    pub fn logged(&self) {
+        // The outbox of a step that is under way is complete when its lock is free.
+        drop(self.lock());
+        if let Some(actions) = self.actions.get() {
+            actions.logged();
+        }
+    }
+
+    /// Told once, when everything was compared after a start.
+    pub fn on_scanned(&self, told: Box<dyn Fn() + Send + Sync>) {
+        if self.scanned.set(told).is_err() {
+            tracing::error!("on_scanned was called twice; the first call counts");
+        }
+    }
+
+    /// Everything was compared with `backing` after a start.
+    pub fn scanned(&self) {
+        self.admin(Admin::Scanned);
+        if let Some(told) = self.scanned.get() {
+            told();
         }
     }
 

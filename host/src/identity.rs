@@ -159,6 +159,10 @@ pub struct DataDir {
     path: PathBuf,
     stored: Stored,
     last_stop: LastStop,
+    /// Of this start.
+    boot: String,
+    /// `backing` agrees with the rest, or the differences were found.
+    compared: bool,
     _lock: File,
 }
 
@@ -206,9 +210,13 @@ impl DataDir {
             path: path.clone(),
             why: "it is damaged: no start can follow that one".into(),
         })?;
-        stored.boot = boot.into();
+        // Until `backing` was compared the end of the machine is remembered, or the end of this process would hide it.
+        if last_stop != LastStop::MachineCrash {
+            stored.boot = boot.into();
+        }
         stored.clean = false;
-        let dir = DataDir { path: data.into(), stored, last_stop, _lock: lock };
+        let compared = matches!(last_stop, LastStop::First | LastStop::Clean);
+        let dir = DataDir { path: data.into(), stored, last_stop, boot: boot.into(), compared, _lock: lock };
         dir.write()?;
         Ok(dir)
     }
@@ -265,8 +273,22 @@ impl DataDir {
         Ok(())
     }
 
-    /// The very last act of a stop on purpose, when log, store and `backing` are durable.
-    pub fn mark_clean(mut self) -> Result<(), IdentityError> {
+    /// After a crash: `backing` was compared, and what was found is durable in the log.
+    pub fn compared(&mut self) -> Result<(), IdentityError> {
+        self.compared = true;
+        if self.stored.boot == self.boot {
+            return Ok(());
+        }
+        self.stored.boot.clone_from(&self.boot);
+        self.write()
+    }
+
+    /// The very last act of a stop on purpose, when log, store and `backing` are durable. If `backing` was not compared since
+    /// the last crash, the next start has to do it: then nothing is marked.
+    pub fn mark_clean(&mut self) -> Result<(), IdentityError> {
+        if !self.compared {
+            return Ok(());
+        }
         self.stored.clean = true;
         self.write()
     }
@@ -353,11 +375,12 @@ mod tests {
     fn starts_are_counted_and_told_apart() {
         let t = tempfile::tempdir().unwrap();
         let data = t.path().join("a/data");
-        let d = DataDir::open_in_boot(&data, "boot-1").unwrap();
+        let mut d = DataDir::open_in_boot(&data, "boot-1").unwrap();
         let me = d.replica();
         assert_eq!((d.incarnation(), d.last_stop()), (Incarnation(1), LastStop::First));
         assert_ne!(me, ReplicaId(0));
         d.mark_clean().unwrap();
+        drop(d);
 
         let d = DataDir::open_in_boot(&data, "boot-2").unwrap();
         assert_eq!((d.replica(), d.incarnation(), d.last_stop()), (me, Incarnation(2), LastStop::Clean));
@@ -368,8 +391,21 @@ mod tests {
         let d = DataDir::open_in_boot(&data, "boot-3").unwrap();
         assert_eq!((d.incarnation(), d.last_stop()), (Incarnation(4), LastStop::MachineCrash));
         drop(d);
-        let d = DataDir::open(&data).unwrap();
+        // Neither the end of a process nor a stop on purpose hides it before everything was compared.
+        let mut d = DataDir::open_in_boot(&data, "boot-3").unwrap();
+        assert_eq!(d.last_stop(), LastStop::MachineCrash);
+        d.mark_clean().unwrap();
+        drop(d);
+        let mut d = DataDir::open_in_boot(&data, "boot-3").unwrap();
+        assert_eq!(d.last_stop(), LastStop::MachineCrash);
+        d.compared().unwrap();
+        drop(d);
+        let d = DataDir::open_in_boot(&data, "boot-3").unwrap();
+        assert_eq!(d.last_stop(), LastStop::ProcessCrash);
+        drop(d);
+        let mut d = DataDir::open(&data).unwrap();
         assert_eq!((d.replica(), d.last_stop()), (me, LastStop::MachineCrash), "the real boot id is another one");
+        d.compared().unwrap();
         drop(d);
         assert_eq!(DataDir::open(&data).unwrap().last_stop(), LastStop::ProcessCrash);
 

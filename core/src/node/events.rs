@@ -1,7 +1,7 @@
 //! What events do: requests, links, completions, orders.
 
 use super::{Flight, Node};
-use crate::action::{Io, LogRecord, Refused, Reply, Send, Sighting};
+use crate::action::{Io, LogRecord, Refused, Reply, Send, Sighting, Spot};
 use crate::event::{Admin, Change, Found, IoError, IoResult, LinkEvent, Request};
 use crate::ids::{InodeId, IoToken, LinkId, OpToken};
 use crate::limits::REQUESTS_IN_FLIGHT_MAX;
@@ -85,6 +85,9 @@ impl Node {
     }
 
     fn found(&mut self, found: &Found) -> Result<Sighting, Refused> {
+        if found.thing.is_none() && self.awaits_scan.is_none() && matches!(found.at, Spot::At { .. }) {
+            return Ok(Sighting::Unknown); // No crash can have taken it.
+        }
         let (lost, removed) = match &self.unproven {
             Some(u) => (true, &u.removed[..]),
             None => (false, &[][..]),

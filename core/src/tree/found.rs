@@ -67,6 +67,12 @@ impl Tree {
         Ok(Seen { sighting, records })
     }
 
+    /// Something that is known may explain an object under this name: it is worth its digest to show it.
+    pub fn may_explain(&self, dir: InodeId, name: &Name) -> bool {
+        let Some(p) = self.inode_of(dir) else { return false };
+        name.as_bytes().windows(MARK.len()).any(|w| w == MARK) || !self.waiting_at(&(p, name.clone())).is_empty()
+    }
+
     fn found_nothing(&mut self, seated: Option<u32>, lost: bool, records: &mut Vec<LogRecord>) -> Sighting {
         let Some(e) = seated else { return Sighting::Known(InodeId::ROOT) };
         let inode = self.id_of(self.entries[e].inode);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Told, on the log thread, how a sync ended. Must be short and must not wait for the lane.
 pub type SyncDone = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -122,6 +122,10 @@ pub(super) struct State {
     pub(super) bytes: usize,
     pub(super) records: usize,
     pub(super) last_index: u64,
+    /// Records up to this one were handed to the operating system.
+    pub(super) written: u64,
+    /// Somebody waits for that.
+    pub(super) hurry: bool,
     pub(super) broken: Option<String>,
     /// Set once and for good: a record that cannot be written at all.
     pub(super) hopeless: Option<String>,
@@ -134,6 +138,8 @@ pub(super) struct State {
 pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     pub(super) wake: Condvar,
+    /// `written` moved, or it will not for now.
+    pub(super) moved: Condvar,
     pub(super) spares: Mutex<Vec<PathBuf>>,
 }
 
@@ -174,8 +180,12 @@ impl LogLane {
                 fs::remove_file(&path)?;
             }
         }
-        let shared =
-            Arc::new(Shared { state: Mutex::new(State::default()), wake: Condvar::new(), spares: Mutex::new(spares) });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::default()),
+            wake: Condvar::new(),
+            moved: Condvar::new(),
+            spares: Mutex::new(spares),
+        });
         let (want_spare, spare_wanted) = mpsc::sync_channel(1);
         let backlog_max = options.backlog_max_bytes;
         let preparer = {
@@ -260,6 +270,28 @@ impl LogLane {
             let _ = tx.send(r);
         }));
         rx.recv().map_err(|_| io::Error::other("the log thread has ended"))?
+    }
+
+    /// Waits until all that was appended before is handed to the operating system: from then on the end of the process cannot
+    /// take it. False: the lane is broken or closed, or the disk has not answered for `limit`.
+    pub fn written(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut state = self.shared.lock();
+        let upto = state.last_index;
+        while state.written < upto {
+            if state.ended || state.broken.is_some() || state.hopeless.is_some() {
+                return false;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            if !std::mem::replace(&mut state.hurry, true) {
+                self.shared.wake.notify_one();
+            }
+            state = self.shared.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
     /// What is in memory and not durable.

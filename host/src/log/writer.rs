@@ -20,6 +20,7 @@ impl Drop for EndGuard {
         let (syncs, reopen) = {
             let mut state = self.0.lock();
             state.ended = true;
+            self.0.moved.notify_all();
             (std::mem::take(&mut state.syncs), std::mem::take(&mut state.reopen))
         };
         for done in syncs {
@@ -144,7 +145,9 @@ impl Writer {
         let mut state = shared.lock();
         let mut lingered = false;
         loop {
-            let urgent = !state.syncs.is_empty() || !state.reopen.is_empty() || state.cut.is_some() || state.stop;
+            let hurry = state.hurry && !state.queue.is_empty() && self.broken.is_none();
+            let urgent =
+                hurry || !state.syncs.is_empty() || !state.reopen.is_empty() || state.cut.is_some() || state.stop;
             if urgent || (lingered && !state.queue.is_empty()) {
                 break;
             }
@@ -173,6 +176,7 @@ impl Writer {
             };
         }
         let queue = std::mem::take(&mut state.queue);
+        state.hurry = false;
         let work = Work {
             syncs: std::mem::take(&mut state.syncs),
             reopen: std::mem::take(&mut state.reopen),
@@ -272,6 +276,9 @@ impl Writer {
                 current.at += bytes;
             }
             self.written += count;
+            let last = self.unsynced[self.written - 1].index;
+            self.shared.lock().written = last;
+            self.shared.moved.notify_all();
             self.stats.records += count as u64;
             self.stats.bytes += bytes;
             self.unsynced_since.get_or_insert_with(Instant::now);
@@ -417,5 +424,8 @@ impl Writer {
         let asked = state.stats.syncs_asked;
         state.stats = LaneStats { syncs_asked: asked, ..self.stats };
         state.broken = self.broken.as_ref().map(|b| b.why.clone());
+        state.written = state.written.max(self.durable);
+        drop(state);
+        self.shared.moved.notify_all();
     }
 }

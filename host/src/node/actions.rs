@@ -11,6 +11,10 @@ use ice_core::event::IoResult;
 use rustix::fd::OwnedFd;
 use std::io;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// How long a change of `backing` waits for a log that the disk does not take.
+const LOG_WRITE_MAX: Duration = Duration::from_secs(10);
 
 /// Changes of `backing` and of the staging area. Called with the node's lock held: only enqueues.
 pub trait FileActions: Send + Sync + 'static {
@@ -78,6 +82,13 @@ impl Actions for Lanes {
                 self.net.fetch(Fetch { token, from, inode, version, size, digest });
             }
             Io::Apply { .. } | Io::Stage { .. } | Io::Unstage { .. } | Io::Rescan { .. } => self.files.submit(io),
+        }
+    }
+
+    fn logged(&self) {
+        if !self.log.written(LOG_WRITE_MAX) {
+            // Its status says so. What is applied now is found again by the scan of the next start.
+            tracing::debug!("a change of backing does not wait for the log");
         }
     }
 

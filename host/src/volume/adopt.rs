@@ -5,9 +5,9 @@ use super::meta::{self, Raw};
 use super::resolve::refused;
 use super::{Ns, Shared};
 use crate::vfs::{Result, Stale};
-use ice_core::event::Change;
+use ice_core::event::{Change, Witness};
 use ice_core::ids::{InodeId, Name};
-use ice_core::op::Kind;
+use ice_core::op::{ContentDigest, Kind};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
@@ -54,6 +54,8 @@ pub(crate) struct Pass {
     pub(crate) stale: Vec<Stale>,
     /// For a caller that waits: nothing is removed.
     inline: bool,
+    /// Digests of large files by their number, and how they looked then.
+    pub(crate) digests: HashMap<u64, (Witness, ContentDigest)>,
     /// Something was found since the fresh names were compared with the gone ones.
     news: bool,
     expanded: bool,
@@ -69,6 +71,9 @@ impl Pass {
     pub(crate) fn fresh(&mut self, fresh: Fresh) {
         self.news = true;
         self.fresh.push(fresh);
+    }
+    pub(crate) fn fresh_names(&self) -> impl Iterator<Item = &Fresh> {
+        self.fresh.iter()
     }
     /// So much was found that it should be settled before more is looked for.
     pub(crate) fn is_full(&self) -> bool {
@@ -195,6 +200,16 @@ impl Shared {
             return Ok(Moved::No);
         }
         let occupant = self.known_at(to.dir, &to.name)?;
+        if self.moved_as_known(pass, to, from, &to_dir, &st)? {
+            // What stood there is found elsewhere, or missed in the end.
+            if is_dir {
+                self.dirs.forget(from.inode);
+            }
+            pass.stale.push(Self::stale_name(from.dir, &from.name, Some(from.inode)));
+            pass.stale.push(Self::stale_name(to.dir, &to.name, occupant));
+            self.check_name(ns, pass, to.dir, &to.name, true);
+            return Ok(Moved::Yes { exchange: false });
+        }
         let mut exchange = false;
         if let Some(other) = occupant {
             let Some(info) = self.port()?.look(|names| names.info(other)) else { return Ok(Moved::No) };
@@ -289,6 +304,15 @@ impl Shared {
     fn adopt_known(&self, ns: &Ns<'_>, pass: &mut Pass, fresh: &Fresh) -> Result<Option<Raw>> {
         let dir = self.dir(fresh.dir)?;
         let st = self.stat_at(&dir, fresh.name.as_bytes())?;
+        let several = st.st_nlink > 1 && meta::file_type(&st) != FileType::Directory;
+        let linked = if several { self.linked_inode(&st, pass.inline) } else { None };
+        if self.explain(ns, pass, &dir, fresh, &st, linked)? {
+            let (dir, name) = (fresh.dir, &fresh.name);
+            let shown = self.known_at(dir, name)?;
+            pass.gone.retain(|_, g| g.dir != dir || g.name != *name || Some(g.inode) == shown);
+            pass.vanished.retain(|g| g.dir != dir || g.name != *name || Some(g.inode) == shown);
+            return Ok(None);
+        }
         if let Some(inode) = self.known_at(fresh.dir, &fresh.name)? {
             let Some(info) = self.port()?.look(|names| names.info(inode)) else { return Err(Errno::STALE) };
             pass.gone.retain(|_, g| g.inode != inode || g.dir != fresh.dir || g.name != fresh.name);
@@ -321,10 +345,7 @@ impl Shared {
         if self.back_to_limbo(fresh)? {
             return Ok(None);
         }
-        if st.st_nlink > 1
-            && meta::file_type(&st) != FileType::Directory
-            && let Some(inode) = self.linked_inode(&st, pass.inline)
-        {
+        if let Some(inode) = linked {
             let file = meta::file_type(&st) == FileType::RegularFile;
             let witness = if file { meta::unknown_bytes(&st) } else { meta::witness(&st) };
             self.tell_one(ns, Change::Link { inode, parent: fresh.dir, name: fresh.name.clone(), witness })?;
@@ -459,6 +480,10 @@ impl Shared {
             self.check_name(ns, pass, gone.dir, &gone.name, true);
             return;
         }
+        if self.gone_as_known(gone) {
+            pass.stale.push(Self::stale_name(gone.dir, &gone.name, Some(gone.inode)));
+            return;
+        }
         if self.below_is_suspect(gone) {
             let lost = Change::Lost { parent: gone.dir, name: gone.name.clone() };
             if self.tell_one(ns, lost).is_ok() {
@@ -577,16 +602,7 @@ impl Shared {
             && let Some(spot) = &place.spot
         {
             let (dir, name) = self.spot(spot)?;
-            let kept = format!("{:032x}-{}", inode.0, meta::disk(st));
-            match rustix::fs::linkat(&*dir, name.as_slice(), self.hidden.torn(), &*kept, AtFlags::empty()) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(e) => return Err(e),
-            }
-            let path = format!("{}/torn/{kept}", super::HIDDEN_NAME);
-            let words = format!("after the crash of the machine {} differs from what was written; kept in {path}", {
-                String::from_utf8_lossy(&name).into_owned()
-            });
-            self.trouble(&format!("torn {kept}"), words);
+            self.keep_aside(&dir, &name, &format!("{:032x}-{}", inode.0, meta::disk(st)))?;
         }
         let (_, now) = self.object_at(&place)?;
         self.tell_one(ns, Change::Torn { inode, witness: meta::witness(&now) })?;

@@ -118,6 +118,8 @@ impl Shared {
             }
             _ => Ok(None),
         };
+        // A process that dies must not leave a change whose operation its log does not know.
+        port.logged();
         let stale = {
             let _ns = self.lock_ns();
             let outcome = match &made {
@@ -415,6 +417,17 @@ impl Shared {
         let left = rustix::fs::fstat(&fd).map_err(os)?;
         let shown = (left.st_nlink > 0).then(|| self.opens.shown(inode, meta::disk(&left)));
         Ok(done(meta::witness(&left), shown))
+    }
+
+    /// [`Apply::Attr`] for a scan that sets right what a crash took back.
+    pub(crate) fn dress_again(
+        &self,
+        inode: InodeId,
+        at: &Spot,
+        attrs: &Attrs,
+        xattrs: &[(Box<[u8]>, Option<Box<[u8]>>)],
+    ) -> Result<Vec<Stale>, IoError> {
+        self.set_attrs(inode, at, attrs, xattrs).map(|done| done.stale)
     }
 
     fn set_attrs(

@@ -29,6 +29,7 @@ mod data;
 mod dir_times;
 mod dirs;
 mod extents;
+mod found;
 mod hidden;
 mod hints;
 mod list;
@@ -97,6 +98,8 @@ pub struct Options {
     /// After a machine crash: inodes named in the part of the log whose effects may not have reached the disk. If they are
     /// missing or different there, that is told as `Change::Lost` and `Change::Torn`, not as somebody's edit.
     pub suspects: BTreeSet<InodeId>,
+    /// The machine crashed before this start: disk may show an earlier state than the tree.
+    pub lost: bool,
     /// Watch `backing` for direct edits. Without it only scans find them.
     pub watch: bool,
     /// Between two scans of everything; `None`: only at the start and on demand.
@@ -113,6 +116,7 @@ impl Options {
             close_ack: Ack::Local,
             ack_timeout: Duration::from_secs(10),
             suspects: BTreeSet::new(),
+            lost: false,
             watch: true,
             rescan: None,
         }
@@ -169,6 +173,8 @@ pub(crate) struct Shared {
     suspects: Mutex<BTreeSet<InodeId>>,
     /// Files whose sync failed and whose bytes were not brought to the disk since.
     lost: Mutex<BTreeSet<InodeId>>,
+    /// The machine crashed, and not everything was compared since.
+    crashed: AtomicBool,
     /// Files that a process outside writes, and whose installation waits for that.
     busy_outside: Mutex<BTreeSet<InodeId>>,
     troubles: Mutex<BTreeMap<String, String>>,
@@ -214,6 +220,7 @@ impl Volume {
             busy_outside: Mutex::default(),
             suspects: Mutex::new(options.suspects.clone()),
             lost: Mutex::default(),
+            crashed: AtomicBool::new(options.lost),
             troubles: Mutex::new(troubles),
             stopping: AtomicBool::new(false),
             threads: Mutex::default(),

@@ -2,8 +2,8 @@
 
 use crate::engine::Engine;
 use crate::payload::PayloadPool;
-use ice_core::action::{Refused, Spot};
-use ice_core::event::{Ack, Change, IoResult};
+use ice_core::action::{Refused, Sighting, Spot};
+use ice_core::event::{Ack, Change, Found, IoResult};
 use ice_core::ids::{EntryId, InodeId, IoToken, Name};
 use ice_core::time::{Stamp, UnixTime};
 use ice_core::tree::{Child, InodeInfo, Tree};
@@ -29,6 +29,10 @@ pub trait Names {
     fn wants(&self, inode: InodeId, version: Stamp) -> bool;
     /// The times (access, modification) of a directory, if they were set after `inode` got or lost its last name.
     fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)>;
+    /// Something known may explain an object found under this name (see [`Port::found`]).
+    fn may_explain(&self, _dir: InodeId, _name: &Name) -> bool {
+        false
+    }
     /// The extended attributes of an inode.
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)>;
 }
@@ -53,6 +57,12 @@ pub trait Port: Send + Sync + 'static {
     fn room(&self) -> bool {
         true
     }
+    /// Shows what a scan found, before it is told as a change. Called with the namespace lock held; one result for each.
+    fn found(&self, found: Vec<Found>) -> Result<Vec<Result<Sighting, Refused>>, Refused> {
+        Ok(found.iter().map(|_| Ok(Sighting::Unknown)).collect())
+    }
+    /// Waits until the operating system has all log records emitted so far.
+    fn logged(&self) {}
     /// Everything was compared with the tree after a start; called once.
     fn scanned(&self) {}
     /// The pool that holds inline content.
@@ -105,6 +115,9 @@ impl Names for Tree {
     fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)> {
         Tree::times_set_after(self, dir, inode)
     }
+    fn may_explain(&self, dir: InodeId, name: &Name) -> bool {
+        Tree::may_explain(self, dir, name)
+    }
     fn xattrs(&self, inode: InodeId) -> Vec<(Box<[u8]>, Box<[u8]>)> {
         Tree::xattrs(self, inode)
     }
@@ -132,8 +145,14 @@ impl Port for Engine {
     fn room(&self) -> bool {
         Engine::room(self)
     }
+    fn found(&self, found: Vec<Found>) -> Result<Vec<Result<Sighting, Refused>>, Refused> {
+        Engine::found(self, found)
+    }
+    fn logged(&self) {
+        Engine::logged(self);
+    }
     fn scanned(&self) {
-        self.admin(ice_core::event::Admin::Scanned);
+        Engine::scanned(self);
     }
     fn payloads(&self) -> &PayloadPool {
         Engine::payloads(self)

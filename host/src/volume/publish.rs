@@ -355,8 +355,15 @@ impl Shared {
             self.not_suspect(inode);
             return Ok(Told::Yes);
         }
-        if open.state().verify && self.is_suspect(inode) {
-            return self.tell_torn(ns, inode, st);
+        if open.state().verify {
+            if self.known_bytes(inode, open.disk, (size, digest))? {
+                self.not_suspect(inode);
+                self.hints.later_inode(inode);
+                return Ok(Told::Yes);
+            }
+            if self.is_suspect(inode) {
+                return self.tell_torn(ns, inode, st);
+            }
         }
         let payload = match bytes.filter(|b| !b.is_empty()) {
             Some(bytes) => {

@@ -69,6 +69,7 @@ impl Shared {
             if compared && (self.suspects().is_empty() || self.content.len() == 0) {
                 // Everything was compared: from now on a difference is somebody's edit, and changes may be applied.
                 self.suspects().clear();
+                self.crashed.store(false, std::sync::atomic::Ordering::SeqCst);
                 if let Ok(port) = self.port() {
                     told = true;
                     port.scanned();
@@ -98,6 +99,10 @@ impl Shared {
         let mut pass = Pass::telling();
         pass.todo.push(InodeId::ROOT);
         self.finish(&mut pass);
+        {
+            let _ns = self.lock_ns();
+            self.settle_limbo();
+        }
         tracing::info!(seconds = start.elapsed().as_secs_f32(), "scanned backing");
     }
 
@@ -127,6 +132,7 @@ impl Shared {
                     continue;
                 }
             }
+            self.digest_fresh(pass);
             let more = {
                 let ns = self.lock_ns();
                 self.settle_some(&ns, pass, LOCKED_BATCH)
@@ -283,6 +289,10 @@ impl Shared {
             // Remote attributes are about to be set: a difference is not an edit.
             self.hints.later_inode(inode);
         }
+        if self.is_lost() && !changes.is_empty() && self.is_suspect(inode) {
+            // The crash took them back; nobody set them.
+            changes = self.set_right(pass, inode, changes, info);
+        }
         let look = file && now != info.witness && !busy;
         let other_object = info.witness.disk != meta::disk(st);
         if changes.is_empty() && ((other_object && file) || (!look && !busy && (forced || (!file && info.attrs_held))))
@@ -299,6 +309,32 @@ impl Shared {
             let open = self.opens.suspect(ino, inode, meta::disk(st), Instant::now());
             open.state().verify = true;
             self.publish_soon(&open);
+        }
+    }
+
+    /// Attributes that a machine crash took back are set again. What cannot be set is told as it is.
+    fn set_right(&self, pass: &mut Pass, inode: InodeId, changes: Vec<Change>, info: &InodeInfo) -> Vec<Change> {
+        let Ok(port) = self.port() else { return changes };
+        let (spot, known) = port.look(|names| (names.spots(inode).into_iter().next(), names.xattrs(inode)));
+        let mut xattrs: Vec<(Box<[u8]>, Option<Box<[u8]>>)> =
+            known.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        for change in &changes {
+            if let Change::Attr { attr: Attr::Xattr { name, .. }, .. } = change
+                && !xattrs.iter().any(|(n, _)| n == name)
+            {
+                xattrs.push((name.clone(), None));
+            }
+        }
+        let Some(spot) = spot else { return changes };
+        match self.dress_again(inode, &spot, &info.attrs, &xattrs) {
+            Ok(stale) => {
+                pass.stale.extend(stale);
+                Vec::new()
+            }
+            Err(why) => {
+                tracing::debug!(%inode, ?why, "attributes that a crash took back cannot be set");
+                changes
+            }
         }
     }
 
