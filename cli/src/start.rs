@@ -141,6 +141,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     cluster.open(true);
     tracing::info!("http listening on {}", server.local_addr());
     tracing::info!("advertised as {}", urls.join(", "));
+    tracing::info!("peers: [{}]", config.join.join(", "));
     Ok(Box::new(Node {
         engine,
         driver,
