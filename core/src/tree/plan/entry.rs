@@ -331,6 +331,7 @@ impl Tree {
 
     /// Makes sure that a name is free for `e`, but for an entry (returned) that is replaced in the same change. Otherwise
     /// the one who has it moves first, if it can.
+    #[allow(clippy::result_large_err, reason = "made and taken apart at once, never stored")]
     fn clear(
         &mut self,
         p: u32,
