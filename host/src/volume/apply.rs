@@ -17,6 +17,7 @@ use ice_core::action::{Apply, Io, Over, Source, Spot};
 use ice_core::event::{IoError, IoResult, Witness};
 use ice_core::ids::{InodeId, IoToken};
 use ice_core::op::{Attrs, Kind};
+use ice_core::time::Stamp;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::OsString;
@@ -86,6 +87,19 @@ fn has_foreign_writer(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
     }
 }
 
+/// True if nobody but us has the file open, mapped files included. `false` also where the kernel does not tell.
+pub(crate) fn has_no_other_opener(fd: &OwnedFd) -> bool {
+    // SAFETY: as above. A write lease is granted only to the one who has the only open file description.
+    unsafe {
+        libc::fcntl(fd.as_raw_fd(), F_SETSIG, libc::SIGURG);
+        let granted = libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0;
+        if granted {
+            libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK);
+        }
+        granted
+    }
+}
+
 impl Shared {
     /// A worker's life.
     pub(crate) fn run_jobs(&self) {
@@ -150,7 +164,10 @@ impl Shared {
         tracing::debug!(?apply, ?why, "a change cannot be made");
         match why {
             IoError::Changed => look_again(&self.hints, apply),
-            IoError::NoSpace => self.trouble("space", "backing: the disk is full or over quota".to_owned()),
+            IoError::NoSpace => {
+                self.expire_spares(true);
+                self.trouble("space", "backing: the disk is full or over quota".to_owned());
+            }
             IoError::Broken => self.trouble("medium", "backing: the medium fails or is read-only".to_owned()),
             _ => {}
         }
@@ -166,8 +183,12 @@ impl Shared {
             (Apply::Make { inode, at, kind, attrs, xattrs, source, over }, Some(made)) => {
                 self.place_new(*inode, (at, over.as_ref()), kind, (attrs, xattrs), source, made)
             }
-            (Apply::Install { inode, at, expect, keep, .. }, Some(made)) => {
-                self.install(*inode, at, *expect, keep.as_ref(), made)
+            (Apply::Install { inode, at, expect, keep, source, .. }, Some(made)) => {
+                let version = match source {
+                    Source::Staged { version, .. } => Some(*version),
+                    _ => None,
+                };
+                self.install(*inode, at, *expect, keep.as_ref(), (made, version))
             }
             (Apply::Link { inode, from, to }, _) => self.link(*inode, from, to),
             (Apply::Move { inode, from, to, over }, _) => self.move_entry(*inode, from, to, over.as_ref()),
@@ -461,7 +482,14 @@ impl Shared {
         Ok(Done { witness, stale: vec![Stale::Inode(self.opens.shown(inode, meta::disk(&st)))], places: Vec::new() })
     }
 
-    fn install(&self, inode: InodeId, at: &[Spot], expect: Witness, keep: Option<&Spot>, made: &Made) -> Outcome {
+    fn install(
+        &self,
+        inode: InodeId,
+        at: &[Spot],
+        expect: Witness,
+        keep: Option<&Spot>,
+        (made, version): (&Made, Option<Stamp>),
+    ) -> Outcome {
         if let Some(open) = self.opens.of(inode) {
             let (busy, dirty) = {
                 let mut state = open.state();
@@ -500,13 +528,21 @@ impl Shared {
             }
         }
         let tmp = self.hidden.tmp();
-        rustix::fs::renameat(tmp, &*made.name, &**dir, name.as_slice()).map_err(os)?;
+        let old = match (keep, more) {
+            (None, []) => self.stat_at(dir, name).ok().and_then(|st| self.keep_spare(inode, dir, name, &st)),
+            _ => None,
+        };
+        if let Err(e) = rustix::fs::renameat(tmp, &*made.name, &**dir, name.as_slice()) {
+            self.drop_spares(old.into_iter().collect());
+            return Err(os(e));
+        }
         for (other_dir, other_name) in more {
             let aside = self.hidden.fresh_name();
             rustix::fs::linkat(&**dir, name.as_slice(), tmp, &*aside, AtFlags::empty()).map_err(os)?;
             rustix::fs::renameat(tmp, &*aside, &**other_dir, other_name.as_slice()).map_err(os)?;
         }
         let st = made.stat()?;
+        self.replaced(inode, version, &st, old);
         self.remember_links(&st, inode);
         // Whoever has the old bytes open keeps them, under the old number; others find the new ones under another.
         let old = base_ino(inode);

@@ -45,6 +45,7 @@ mod replace;
 mod resolve;
 mod scan;
 mod settle;
+mod spare;
 mod staging;
 mod stale;
 mod vfs_impl;
@@ -62,6 +63,7 @@ use crate::volume::list::DirHandle;
 use crate::volume::opens::{Open, Opens};
 use crate::volume::queue::Queue;
 use crate::volume::settle::Unsettled;
+use crate::volume::spare::Spares;
 use crate::volume::stale::StaleQueue;
 use crate::volume::watch::Watch;
 use ice_core::action::Io;
@@ -168,6 +170,7 @@ pub(crate) struct Shared {
     stale: StaleQueue,
     watch: Option<Watch>,
     unsettled: Unsettled,
+    spares: Spares,
     /// Files with several names, by their number in `backing`.
     linked: Mutex<HashMap<u64, InodeId>>,
     suspects: Mutex<BTreeSet<InodeId>>,
@@ -216,6 +219,7 @@ impl Volume {
             stale: StaleQueue::default(),
             watch,
             unsettled: Unsettled::default(),
+            spares: Spares::default(),
             linked: Mutex::default(),
             busy_outside: Mutex::default(),
             suspects: Mutex::new(options.suspects.clone()),
@@ -272,6 +276,7 @@ impl Volume {
                 tracing::error!("a thread of the volume had panicked");
             }
         }
+        self.s.expire_spares(true);
     }
 
     /// Enqueues an action of the core: `Apply`, `Stage`, `Unstage` and `Rescan`. Never blocks; the completion comes later,

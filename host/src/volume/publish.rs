@@ -547,6 +547,7 @@ impl Shared {
             }
             if now.duration_since(looked) >= MAPPED_LOOK {
                 looked = now;
+                self.expire_spares(false);
                 for open in self.opens.mappers() {
                     self.look_for_stores(&open, now);
                 }

@@ -46,14 +46,23 @@ impl Staged for Arriving {
     }
 
     fn reuse(&mut self, blocks: &Blocks) -> io::Result<Vec<Range<u64>>> {
-        let Some(file) = &self.file else { return Ok(Vec::new()) };
+        if self.file.is_none() {
+            return Ok(Vec::new());
+        }
         let filled = differing(blocks, &Blocks::of_zeros(self.fetch.size));
         let Some(base) = self.base.take() else { return Ok(filled) };
-        let here = match Blocks::of_file(&base, base.metadata()?.len()) {
-            // It is being cut.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(filled),
-            here => here?,
+        let here = match self.s.spares.here(self.fetch.inode, &rustix::fs::fstat(&base)?) {
+            Some(here) => here,
+            None => match Blocks::of_file(&base, base.metadata()?.len()) {
+                // It is being cut.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(filled),
+                here => here?,
+            },
         };
+        if let Some(missing) = self.recycle(blocks, &base, &here)? {
+            return Ok(missing);
+        }
+        let Some(file) = &self.file else { return Ok(Vec::new()) };
         let missing = common(&filled, &differing(blocks, &here));
         // What is neither missing nor a hole is in the other version.
         let mut lacks = missing.iter().cloned().peekable();
@@ -125,7 +134,41 @@ impl Staged for Arriving {
         rustix::fs::fdatasync(file)?;
         rustix::fs::renameat(tmp, &*part, tmp, &*staged_name(true, inode, version))?;
         rustix::fs::fsync(tmp)?;
+        self.s.spares.staged(inode, version, blocks);
         Ok(true)
+    }
+}
+
+impl Arriving {
+    /// Goes on in the file that the last version replaced, if it is at hand: what it lacks and `base` has is copied, the rest is
+    /// missing.
+    fn recycle(&mut self, wanted: &Blocks, base: &File, here: &Blocks) -> io::Result<Option<Vec<Range<u64>>>> {
+        let Fetch { inode, version, size, .. } = self.fetch;
+        let Some((spare, has)) = self.s.take_spare(inode, &staged_name(false, inode, version)) else { return Ok(None) };
+        // From here on this is the file, whatever happens; the end is judged by the digest.
+        let file = self.file.insert(spare);
+        rustix::fs::ftruncate(&*file, size)?;
+        let lacks = differing(wanted, &has);
+        let missing = common(&lacks, &differing(wanted, here));
+        let mut changed = lacks.iter().flat_map(|r| r.start / RESUME_BYTES..r.end.div_ceil(RESUME_BYTES)).peekable();
+        for (index, hash) in (0u64..).zip(wanted.hashes()) {
+            if changed.next_if_eq(&index).is_none() {
+                self.known.insert(index, (RESUME_BYTES.min(size - index * RESUME_BYTES), *hash));
+            }
+        }
+        let mut gaps = missing.iter().peekable();
+        for range in &lacks {
+            let mut at = range.start;
+            while at < range.end {
+                let next = gaps.next_if(|r| r.start < range.end);
+                let upto = next.map_or(range.end, |r| r.start);
+                if copy_range(base, file, at..upto)? < upto - at {
+                    return Ok(Some(lacks));
+                }
+                at = next.map_or(range.end, |r| r.end);
+            }
+        }
+        Ok(Some(missing))
     }
 }
 
