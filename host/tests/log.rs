@@ -680,3 +680,34 @@ proptest! {
         LogLane::open(t.path(), small()).unwrap();
     }
 }
+
+#[test]
+fn what_somebody_waits_for_is_written_at_once_and_not_synced() {
+    let t = tempfile::tempdir().unwrap();
+    let dir = t.path().join("log");
+    read(&dir, 0);
+    let hour = Duration::from_secs(3600);
+    let lane = LogLane::open(&dir, Options { linger: hour, unsynced_max_age: hour, ..small() }).unwrap();
+    assert!(lane.written(Duration::ZERO), "nothing was appended");
+    append(&lane, 1..=20);
+    assert!(lane.written(Duration::from_secs(60)));
+    assert_eq!(lane.stats().syncs, 0);
+    // The end of the process takes nothing of it.
+    let copy = t.path().join("copy");
+    copy_dir(&dir, &copy);
+    assert_eq!(read(&copy, 0).0, expected(1..=20));
+}
+
+#[test]
+fn nobody_waits_for_a_lane_that_cannot_write() {
+    let t = tempfile::tempdir().unwrap();
+    let dir = t.path().join("log");
+    read(&dir, 0);
+    let fault = |f: Fault| if matches!(f, Fault::Write(_)) { Err(io::Error::other("no")) } else { Ok(()) };
+    let lane = LogLane::open(&dir, Options { fault: Some(Arc::new(fault)), ..small() }).unwrap();
+    append(&lane, 1..=1);
+    let start = Instant::now();
+    assert!(!lane.written(Duration::from_secs(600)));
+    assert!(start.elapsed() < Duration::from_secs(300), "it was not waited for the limit");
+    assert!(lane.broken().is_some());
+}
