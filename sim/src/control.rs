@@ -9,7 +9,7 @@ use crate::world::{Ev, World};
 use ice_core::config::Ending;
 use ice_core::event::{Admin, Event};
 use ice_core::ids::{Incarnation, ReplicaId};
-use ice_core::time::{Instant, Span};
+use ice_core::time::{Hlc, Instant, Span};
 
 /// Between two looks at whether everybody agrees.
 const LOOK_EVERY: Span = Span::ms(250);
@@ -178,6 +178,7 @@ impl World {
         host.disk = Disk::default();
         host.aside.clear();
         host.replica = replica;
+        host.promised = Hlc(0);
         host.incarnation = Incarnation(0);
         host.ending = Ending::Clean;
         let held = self.held();

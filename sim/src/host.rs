@@ -8,7 +8,7 @@ use ice_core::config::Ending;
 use ice_core::event::{Ack, Batch};
 use ice_core::ids::{Incarnation, IoToken, OpToken, ReplicaId};
 use ice_core::node::Node;
-use ice_core::time::{Deadline, Instant};
+use ice_core::time::{Deadline, Hlc, Instant};
 use ice_core::trace::Frame;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -146,6 +146,8 @@ pub struct Host {
     pub clock_ns: i64,
     /// The wall clock gains so many parts per million.
     pub drift_ppm: i64,
+    /// It has told others that whatever it issues from now on is later than this.
+    pub promised: Hlc,
     /// A crash to come.
     pub stop_at: Option<StopAt>,
     /// The next acknowledged `fsync` is followed by a loss of power everywhere; `true`: and of this machine's disk.
@@ -179,6 +181,7 @@ impl Host {
             scars: None,
             clock_ns: 0,
             drift_ppm: 0,
+            promised: Hlc(0),
             stop_at: None,
             blackout: None,
             last_sync: LastSync::Never,

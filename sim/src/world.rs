@@ -10,7 +10,7 @@ use crate::queue::Queue;
 use crate::reference::Reference;
 use crate::rng::Stream;
 use crate::sometimes::Sometimes;
-use ice_core::action::{Io, Notice, Outbox, Reply, Send};
+use ice_core::action::{Io, LogRecord, Notice, Outbox, Reply, Send};
 use ice_core::config::{Config, Ending};
 use ice_core::event::{Ack, Admin, Batch, Event, IoError, IoResult, LinkEvent, Request};
 use ice_core::ids::{Incarnation, IoToken, OpToken, ReplicaId};
@@ -501,8 +501,16 @@ impl World {
         match io {
             Io::Log { index, record } => {
                 self.tell(|| format!("n{} log {index}: {}", n + 1, crate::show::record(&record)));
-                let Host { disk, process, .. } = &mut self.hosts[n];
+                let Host { disk, process, replica, promised, .. } = &mut self.hosts[n];
                 let Some(p) = process else { return };
+                let life = p.node.view().member(*replica).map(|m| m.life);
+                if let LogRecord::Op { op, .. } = &record
+                    && Some(op.origin) == life
+                    && op.time <= *promised
+                {
+                    let text = format!("n{} issues {op:?}, but promised to issue nothing before {promised:?}", n + 1);
+                    return self.fail("promise of time", text);
+                }
                 if let Err(text) = disk.append(index, record, &p.pool) {
                     self.fail("log lane", format!("n{}: {text}", n + 1));
                 }
@@ -571,6 +579,14 @@ impl World {
                 }
                 if !end.open {
                     return;
+                }
+                let held = match &message {
+                    Message::Held(held) => Some(held),
+                    Message::Beat(beat) => Some(&beat.held),
+                    _ => None,
+                };
+                if let Some(held) = held {
+                    self.hosts[n].promised = self.hosts[n].promised.max(held.clock);
                 }
                 match &message {
                     Message::State { records, .. } if !records.is_empty() => self.sometimes.saw("state transfer used"),

@@ -110,7 +110,15 @@ impl Content {
         self.at_hand.iter().filter(|(_, h)| matches!(h, Hand::Payload(_))).map(|(k, _)| *k)
     }
 
-    /// The payload of such a version.
+    /// The payload of a version that came inside its operation, staged since or not.
+    pub(crate) fn inline(&self, inode: InodeId, version: Stamp) -> Option<Payload> {
+        match self.at_hand.get(&(inode, version)) {
+            Some(Hand::Payload(p) | Hand::Both(p)) => Some(*p),
+            _ => None,
+        }
+    }
+
+    /// The payload of a version whose bytes are only in the pool and in the log.
     pub(crate) fn payload(&self, inode: InodeId, version: Stamp) -> Option<Payload> {
         match self.at_hand.get(&(inode, version)) {
             Some(Hand::Payload(p)) => Some(*p),

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Clock {
     last: Hlc,
+    /// Not later than what a start after any crash finds: in the durable log, in the last checkpoint.
+    durable: Hlc,
     pub(crate) wall_ns: u64,
     pub(crate) life: ReplicaId,
 }
 
 impl Clock {
     pub(crate) fn new(life: ReplicaId, last: Hlc) -> Clock {
-        Clock { last, wall_ns: 0, life }
+        Clock { last, durable: last, wall_ns: 0, life }
     }
 
     /// A stamp that nobody has used, later than all that this node has seen.
@@ -36,5 +38,15 @@ impl Clock {
 
     pub(crate) fn last(&self) -> Hlc {
         self.last
+    }
+
+    /// This time is on disk for good.
+    pub(crate) fn became_durable(&mut self, time: Hlc) {
+        self.durable = self.durable.max(time.min(self.last));
+    }
+
+    /// Every stamp that this node will ever make is later, whatever its wall clock says after a crash.
+    pub(crate) fn promise(&self) -> Hlc {
+        self.durable
     }
 }

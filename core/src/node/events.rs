@@ -264,6 +264,7 @@ impl Node {
         }
         if last && self.journal.checkpoint.begun.is_some() {
             let (known, done) = self.journal.checkpoint_done(self.now);
+            self.clock.became_durable(self.journal.checkpoint.clock);
             for m in known {
                 self.history.set_durable(m.origin, (m.seq, m.time));
             }

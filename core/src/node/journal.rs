@@ -40,6 +40,8 @@ pub(crate) struct Journal {
 pub(crate) struct Checkpoint {
     /// The record with which the next log begins, and what was known then. `None`: no checkpoint is being written.
     pub(crate) begun: Option<(u64, Frontier)>,
+    /// The hybrid clock in its description.
+    pub(crate) clock: Hlc,
     /// Bytes that stand only in the log that is to be dropped: they are written into the staging area before.
     pub(crate) unstaged: BTreeSet<(InodeId, Stamp)>,
     /// Some of them are being written.
@@ -71,6 +73,7 @@ impl Journal {
             broken: false,
             checkpoint: Checkpoint {
                 begun: None,
+                clock: Hlc(0),
                 unstaged: BTreeSet::new(),
                 staging: 0,
                 busy: false,

@@ -2,7 +2,7 @@
 
 use super::events::RETRY;
 use super::{Flight, Node, ScanDue, sooner};
-use crate::action::{Io, Refused, Reply, Send};
+use crate::action::{Io, LogRecord, Refused, Reply, Send};
 use crate::bug::Bug;
 use crate::ids::{InodeId, ReplicaId};
 use crate::limits::APPLIES_IN_FLIGHT_MAX;
@@ -84,9 +84,14 @@ impl Node {
         let own = self.tree.own_ops(&have, &mut || clock.mint(), 16);
         self.out.again |= own.len() == 16;
         for outcome in own {
-            self.issue(outcome.ops, &mut None);
+            // A copy made of small bytes that came inside an operation takes them along: they may be in no file for long.
+            let mut lost = outcome.records.iter().find_map(|r| match r {
+                LogRecord::Kept { inode, lost, .. } => self.content.inline(*inode, *lost),
+                _ => None,
+            });
+            self.issue(outcome.ops, &mut lost);
             for record in outcome.records {
-                if let crate::action::LogRecord::Kept { inode, lost, copy } = record {
+                if let LogRecord::Kept { inode, lost, copy } = record {
                     self.out.notice.push(crate::action::Notice::Conflict { inode, lost, copy });
                 }
                 self.log(record);
@@ -211,6 +216,7 @@ impl Node {
         }));
         self.journal.checkpoint.pages.extend(puts.iter().cloned());
         let commit = if last {
+            self.journal.checkpoint.clock = self.clock.last();
             puts.push((Box::from(&b"m"[..]), Some(self.meta(known).into_boxed_slice())));
             let next = self.journal.next;
             Some(if self.config.has(Bug::CutEarly) { next + 64 } else { cut })

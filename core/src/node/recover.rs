@@ -113,6 +113,7 @@ impl Node {
             }
         }
         for m in history.frontier() {
+            clock = clock.max(m.time);
             history.set_durable(m.origin, (m.seq, m.time));
         }
 

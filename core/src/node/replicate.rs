@@ -233,7 +233,8 @@ impl Node {
         }
         let known = self.history.known(self.life());
         let durable = self.history.durable(self.life());
-        let clock = if known.0 == durable.0 { self.clock.last() } else { durable.1 };
+        let promise = self.clock.promise();
+        let clock = if known.0 == durable.0 { promise } else { durable.1.min(promise) };
         Held { log, content, clock }
     }
 
@@ -277,6 +278,7 @@ impl Node {
         let mut origins: Vec<ReplicaId> = Vec::new();
         for (origin, seq, time) in done {
             self.history.set_durable(origin, (seq, time));
+            self.clock.became_durable(time);
             if origins.last() != Some(&origin) {
                 origins.push(origin);
             }

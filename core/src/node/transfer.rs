@@ -209,6 +209,9 @@ impl Node {
         let own = self.lives.clone();
         let others: Vec<Mark> =
             context.into_iter().filter(|m| !own.contains(&m.origin) || m.origin != self.life()).collect();
+        for m in &others {
+            self.clock.observe(m.time);
+        }
         self.history.adopt(&others, &mut self.handles);
         // Nothing of this is in the log: the checkpoint makes it durable, and only then is it acknowledged.
         self.journal.checkpoint.forced = true;

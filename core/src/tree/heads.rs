@@ -65,13 +65,25 @@ impl Tree {
             }
         }
         let copy = EntryId::derive_conflict(self.inodes[i].id(), version);
-        if self.by_entry.contains_key(&copy) {
-            return Verdict::Drop;
+        if let Some(e) = self.entry_of(copy) {
+            return self.verdict_on_published(i, v, e);
         }
         if self.has_bug(Bug::LoseConflictCopy) {
             return Verdict::Drop;
         }
         if unknown { Verdict::Wait } else { Verdict::Keep(*v) }
+    }
+
+    /// Somebody else published the copy `e` of a losing version. His bytes may be nowhere but in his log, or on a full disk:
+    /// what disk holds here becomes the copy rather than being replaced by the winner and fetched again.
+    fn verdict_on_published(&self, i: u32, v: &Version, e: u32) -> Verdict {
+        let (n, held) = (&self.entries[e], self.held(i).stamp == v.stamp && self.on_disk(i));
+        let (_, size, digest) = self.winner(n.inode);
+        if !held || !n.has(LIVE) || self.on_disk(n.inode) || (size, digest) != (v.size, v.digest) {
+            return Verdict::Drop;
+        }
+        // An action may just be making it from other bytes: see what comes of it.
+        if self.work.is_busy(n.inode) { Verdict::Wait } else { Verdict::Keep(*v) }
     }
 
     /// A version is settled: it needs no copy (any more). Touches the inode.
@@ -187,6 +199,11 @@ impl Tree {
                         self.heads_waiting.insert((i, c));
                     }
                     Verdict::Keep(_) if self.held(i).stamp == c && self.on_disk(i) => {
+                        let inode = self.inodes[i].id();
+                        let copy = EntryId::derive_conflict(inode, c);
+                        if self.by_entry.contains_key(&copy) {
+                            self.note_copy(inode, c, copy.first_inode());
+                        }
                         // Disk has the only copy we need: it is set aside when the winner is installed.
                         self.work.call(Work::Inode(i));
                         self.work.wake(i);
@@ -272,10 +289,12 @@ impl Tree {
                 self.touch(c);
                 let at = self.spot_of(&Seat::At(dir, name.clone()), e);
                 self.set_seat(e, Some(Seat::At(dir, name)));
-                self.set_held(c, v.stamp, Some((v.size, v.digest)));
+                let (winner, size, digest) = self.winner(c);
+                let version = if (size, digest) == (v.size, v.digest) { winner } else { v.stamp };
+                self.set_held(c, version, Some((v.size, v.digest)));
                 self.inodes[c].witness = witness;
                 records.push(LogRecord::Stands { entry, spot: Some(at) });
-                records.push(LogRecord::Holds { inode: copy, version: v.stamp, witness, attrs: false });
+                records.push(LogRecord::Holds { inode: copy, version, witness, attrs: false });
                 self.inodes[c].set(ATTR_DUE, true);
                 // The file brought its extended attributes with it; those that the copy was not announced with go.
                 let mut names: Vec<Box<[u8]>> = self.xattrs_raw(i).map(|(name, _)| name.into()).collect();

@@ -124,6 +124,13 @@ impl Tree {
             self.call_inode(i);
             self.call_heads(i);
         }
+        if let Some((lost, _)) = self.copy_of.get(&self.id_of(f.inode)).copied()
+            && let Some(i) = self.inode_of(lost)
+        {
+            // What is to become of the losing version may depend on whether its copy stands.
+            self.call_heads(i);
+            self.work.wake(i);
+        }
     }
 
     /// An action failed and changed nothing.
