@@ -6,7 +6,7 @@
 
 use crate::args;
 use crate::logging::LogTarget;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ice_host::config::Config;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Pid;
@@ -202,7 +202,7 @@ fn follow_parent() -> Result<()> {
     // The parent may have ended before that.
     let now = rustix::process::getppid().map(|p| p.as_raw_nonzero().to_string());
     if now.as_deref() != Some(&parent) {
-        bail!("process {parent}, which started this one, has ended");
+        anyhow::bail!("process {parent}, which started this one, has ended");
     }
     Ok(())
 }

@@ -32,6 +32,9 @@ fn xattr(name: &[u8], value: Option<&[u8]>) -> Attr {
 
 #[test]
 fn every_kind_of_object_is_made_whole() {
+    if volume_support::lacks("extended attributes") {
+        return;
+    }
     let rig = rig();
     let dir = rig.remote_make("", "d", Kind::Dir, attrs(0o2750));
     rig.remote_attr(dir, xattr(b"user.x", Some(b"1")));
@@ -210,6 +213,9 @@ fn walk_bytes(rig: &Rig) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_file_that_somebody_writes_directly_is_left_alone_until_it_is_closed() {
+    if volume_support::lacks("leases") {
+        return;
+    }
     let rig = rig();
     rig.write("f", b"base");
     let inode = rig.inode("f");
@@ -454,7 +460,8 @@ fn a_full_disk_is_reported_and_over_when_there_is_room() {
     assert!(rig.try_stat("new").is_err() || rig.stat("new").size == 0, "nothing half-made is shown");
     let all = 0..400_000;
     let mut arriving = rig.volume.stage(&fetch(inode, rig.mint_remote(), &vec![0; 400_000])).unwrap();
-    assert!(arriving.reserve(std::slice::from_ref(&all)).is_err(), "before anything is transferred");
+    let room = arriving.reserve(std::slice::from_ref(&all));
+    assert!(room.is_err() || volume_support::lacks("fallocate"), "before anything is transferred");
     drop(arriving);
     rig.unlink("filler");
     rig.core.tree(|t| t.retry());

@@ -5,7 +5,7 @@ use crate::files::{FileKind, FileService, Meta, OpenFile, Result, Upload};
 use ice_core::ids::Name;
 use ice_host::digest::{self, Hasher};
 use ice_host::vfs::{Caller, DirEntry, Opened, ROOT_INO, SetStat, Stat, Vfs};
-use rustix::fs::{OFlags, RenameFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -478,7 +478,7 @@ impl Writing {
         let number = self.inner.names.fetch_add(1, Ordering::Relaxed);
         let temporary = OsString::from(format!(".icecluster-put-{}-{number}", std::process::id()));
         let stat = self.linked(vfs.link(self.ino, place.parent, &temporary))?;
-        if let Err(e) = vfs.rename(place.parent, &temporary, place.parent, name, RenameFlags::empty().bits()) {
+        if let Err(e) = vfs.rename(place.parent, &temporary, place.parent, name, 0) {
             // The first error is the one to report.
             let _ = vfs.unlink(place.parent, &temporary);
             return Err(e);

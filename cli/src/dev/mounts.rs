@@ -1,6 +1,8 @@
 //! Whether mounts are possible here, and how to get rid of one.
 
-use anyhow::{Context, Result};
+#[cfg(target_os = "linux")]
+use anyhow::Context;
+use anyhow::Result;
 use std::path::Path;
 
 /// Why nothing can be mounted here; `None` if it can.

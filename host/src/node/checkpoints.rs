@@ -93,7 +93,7 @@ fn carry_out(store: &mut Store, log: &LogLane, backing: &OwnedFd, job: &Job) -> 
     store.put_page(&job.puts).map_err(failed)?;
     let Some(cut) = job.commit else { return Ok(()) };
     // What the pages say of `backing` must be true even if the machine ends now.
-    rustix::fs::syncfs(backing).map_err(|e| {
+    crate::volume::sync_fs(backing).map_err(|e| {
         let e = io::Error::from(e);
         Failure { kind: io_error(&e), words: format!("backing cannot be synced: {e}") }
     })?;

@@ -18,19 +18,16 @@ use ice_core::event::{IoError, IoResult, Witness};
 use ice_core::ids::{InodeId, IoToken};
 use ice_core::op::{Attrs, Kind};
 use ice_core::time::Stamp;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 /// Objects found where one was to be made are compared byte by byte up to this size; larger ones are left to the scan.
 const COMPARE_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// From `asm-generic/fcntl.h`; the libc crate leaves it out.
-const F_SETSIG: libc::c_int = 10;
 
 /// What a change came to.
 struct Done {
@@ -58,7 +55,7 @@ fn stale_entry(spot: &Spot, child: Option<InodeId>) -> Option<Stale> {
 
 /// A rename that never replaces.
 pub(crate) fn rename_new(from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
+    match super::sys::rename_new(from, to) {
         // Not every file system knows the flag. All other changes by us wait for the namespace lock.
         Err(Errno::INVAL | Errno::NOSYS) => match rustix::fs::statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => rustix::fs::renameat(from.0, from.1, to.0, to.1),
@@ -66,37 +63,6 @@ pub(crate) fn rename_new(from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u
             Err(e) => Err(e),
         },
         r => r,
-    }
-}
-
-/// True if another process has the file open for writing, as far as the kernel lets us know: it grants a read lease only
-/// to a file without writers.
-fn has_foreign_writer(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(fd) = rustix::fs::openat(dir, name, flags, Mode::empty()) else { return false };
-    // SAFETY: plain fcntl calls on a descriptor that we own. SIGURG, which is ignored by default, takes the place of SIGIO,
-    // which would end the process if somebody opened the file in the moment for which the lease is held.
-    unsafe {
-        libc::fcntl(fd.as_raw_fd(), F_SETSIG, libc::SIGURG);
-        let refused = libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) == -1;
-        let again = refused && std::io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
-        if !refused {
-            libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK);
-        }
-        again
-    }
-}
-
-/// True if nobody but us has the file open, mapped files included. `false` also where the kernel does not tell.
-pub(crate) fn has_no_other_opener(fd: &OwnedFd) -> bool {
-    // SAFETY: as above. A write lease is granted only to the one who has the only open file description.
-    unsafe {
-        libc::fcntl(fd.as_raw_fd(), F_SETSIG, libc::SIGURG);
-        let granted = libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0;
-        if granted {
-            libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK);
-        }
-        granted
     }
 }
 
@@ -512,7 +478,7 @@ impl Shared {
                 return Err(IoError::Changed);
             }
         }
-        if has_foreign_writer(dir.as_fd(), name) {
+        if super::sys::has_foreign_writer(dir.as_fd(), name) {
             // Directly in `backing`. Nobody says when it is done: tried again after a while.
             self.retry_later(inode);
             return Err(IoError::Busy);

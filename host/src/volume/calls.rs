@@ -10,12 +10,17 @@ use ice_core::action::Spot;
 use ice_core::event::Change;
 use ice_core::ids::{InodeId, Name};
 use ice_core::op::Attr;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::time::Instant;
+
+/// `rename` never replaces. As the kernel's FUSE requests have it, on every system.
+const RENAME_NOREPLACE: u32 = 1;
+/// Two names change places.
+const RENAME_EXCHANGE: u32 = 2;
 
 impl Shared {
     /// What stands under a name, on disk and in the tree alike. What is on disk only is taken in first.
@@ -115,10 +120,10 @@ impl Shared {
             if meta::file_type(before) == FileType::Symlink {
                 return Err(Errno::OPNOTSUPP);
             }
-            rustix::fs::chmod(meta::fd_path(fd), Mode::from_raw_mode(mode & meta::MODE_BITS))?;
+            super::sys::chmod(fd, mode & meta::MODE_BITS)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
-            meta::set_times(fd, &meta::timestamps(set.atime, set.mtime))?;
+            super::sys::set_times(fd, &meta::timestamps(set.atime, set.mtime))?;
         }
         let after = rustix::fs::fstat(fd)?;
         self.tell_attrs(&ns, &object, &after, set)?;
@@ -145,9 +150,9 @@ impl Shared {
         if set.uid.is_some() || set.gid.is_some() {
             changed.push(Attr::Owner { uid: after.st_uid, gid: after.st_gid });
         }
-        let mode = after.st_mode & meta::MODE_BITS;
+        let mode = super::sys::mode_of(after) & meta::MODE_BITS;
         // A change of owner may clear bits.
-        if set.mode.is_some() || mode != before.st_mode & meta::MODE_BITS {
+        if set.mode.is_some() || mode != super::sys::mode_of(before) & meta::MODE_BITS {
             changed.push(Attr::Mode(mode));
         }
         if set.atime.is_some() || set.mtime.is_some() {
@@ -208,8 +213,7 @@ impl Shared {
         name: Name,
     ) -> Result<Stat> {
         let Some(open) = object.open.as_ref().filter(|o| o.state().inode.is_none()) else { return Err(Errno::NOENT) };
-        let path = meta::fd_path(object.fd.as_fd());
-        rustix::fs::linkat(rustix::fs::CWD, path, fd, name.as_bytes(), AtFlags::SYMLINK_FOLLOW)?;
+        super::sys::link(&*object.fd, fd, name.as_bytes())?;
         let st = self.stat_at(fd, name.as_bytes())?;
         let create = Change::Create {
             parent: dir,
@@ -290,10 +294,11 @@ impl Shared {
         if is_hidden(to, new_name.as_bytes()) {
             return Err(Errno::PERM);
         }
-        let flags = RenameFlags::from_bits(flags)
-            .filter(|f| (RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(*f))
-            .ok_or(Errno::INVAL)?;
-        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let exchange = match flags {
+            0 | RENAME_NOREPLACE => false,
+            RENAME_EXCHANGE => true,
+            _ => return Err(Errno::INVAL),
+        };
         let ns = self.lock_ns();
         let (from_fd, to_fd) = (self.dir(from)?, self.dir(to)?);
         // What is not taken in yet must be, so that the core knows what moves.
@@ -305,10 +310,11 @@ impl Shared {
         let moved_before = self.stat_at(&from_fd, name.as_bytes())?;
         let target_before = self.stat_at(&to_fd, new_name.as_bytes()).ok();
         let (moved, target) = (self.known_at(from, &name)?, self.known_at(to, &new_name)?);
-        if flags.is_empty() {
-            rustix::fs::renameat(&*from_fd, name.as_bytes(), &*to_fd, new_name.as_bytes())?;
-        } else {
-            rustix::fs::renameat_with(&*from_fd, name.as_bytes(), &*to_fd, new_name.as_bytes(), flags)?;
+        let (a, b) = ((from_fd.as_fd(), name.as_bytes()), (to_fd.as_fd(), new_name.as_bytes()));
+        match flags {
+            RENAME_EXCHANGE => super::sys::rename_exchange(a, b)?,
+            RENAME_NOREPLACE => super::apply::rename_new(a, b)?,
+            _ => rustix::fs::renameat(a.0, a.1, b.0, b.1)?,
         }
         if target_before.as_ref().is_some_and(|t| meta::disk(t) == meta::disk(&moved_before)) && !exchange {
             // Two names of one file: the call does nothing.

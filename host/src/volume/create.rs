@@ -31,7 +31,7 @@ impl Shared {
         let ns = self.lock_ns();
         let fd = self.dir(dir)?;
         make(&fd, name.as_bytes())?;
-        let directory = mode.is_some_and(|m| FileType::from_raw_mode(m) == FileType::Directory);
+        let directory = mode.is_some_and(|m| super::sys::type_of(m) == FileType::Directory);
         let made = self.give(caller, &fd, &name, mode).and_then(|st| {
             let create = Change::Create {
                 parent: dir,
@@ -53,7 +53,7 @@ impl Shared {
     fn give(&self, caller: Caller, dir: &OwnedFd, name: &Name, mode: Option<u32>) -> Result<Raw> {
         let st = self.stat_at(dir, name.as_bytes())?;
         let parent = if st.st_gid == caller.gid { None } else { Some(rustix::fs::fstat(dir)?) };
-        let inherits = parent.is_some_and(|p| p.st_mode & libc::S_ISGID != 0);
+        let inherits = parent.is_some_and(|p| super::sys::mode_of(&p) & super::sys::S_ISGID != 0);
         let uid = (st.st_uid != caller.uid).then_some(caller.uid).and_then(meta::uid);
         let gid = (st.st_gid != caller.gid && !inherits).then_some(caller.gid).and_then(meta::gid);
         let chown = uid.is_some() || gid.is_some();
@@ -66,12 +66,16 @@ impl Shared {
         }
         if let Some(mode) = mode {
             // A new directory below a set-group-ID one has that bit from the kernel.
-            let keep = if meta::file_type(&st) == FileType::Directory { st.st_mode & libc::S_ISGID } else { 0 };
+            let keep = if meta::file_type(&st) == FileType::Directory {
+                super::sys::mode_of(&st) & super::sys::S_ISGID
+            } else {
+                0
+            };
             let want = mode & meta::MODE_BITS | keep;
-            if chown || st.st_mode & meta::MODE_BITS != want {
+            if chown || super::sys::mode_of(&st) & meta::MODE_BITS != want {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())?;
-                rustix::fs::chmod(meta::fd_path(fd.as_fd()), Mode::from_raw_mode(want))?;
+                super::sys::chmod(&fd, want)?;
                 return rustix::fs::fstat(&fd);
             }
         }
@@ -82,13 +86,13 @@ impl Shared {
     fn first_mode(&self, caller: Caller, mode: u32) -> Mode {
         let ours =
             caller.uid == rustix::process::geteuid().as_raw() && caller.gid == rustix::process::getegid().as_raw();
-        Mode::from_raw_mode(if ours { mode & meta::MODE_BITS } else { mode & 0o700 })
+        super::sys::mode(if ours { mode & meta::MODE_BITS } else { mode & 0o700 })
     }
 
     pub(crate) fn do_mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32, rdev: u64) -> Result<Stat> {
-        let kind = match FileType::from_raw_mode(mode) {
+        let kind = match super::sys::type_of(mode) {
             // No type means a regular file, as in mknod(2).
-            FileType::Unknown if mode & libc::S_IFMT == 0 => FileType::RegularFile,
+            FileType::Unknown if mode & super::sys::S_IFMT == 0 => FileType::RegularFile,
             FileType::Directory | FileType::Symlink | FileType::Unknown => return Err(Errno::INVAL),
             kind => kind,
         };
@@ -98,7 +102,7 @@ impl Shared {
     }
 
     pub(crate) fn do_mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Stat> {
-        let typed = mode & meta::MODE_BITS | libc::S_IFDIR;
+        let typed = mode & meta::MODE_BITS | super::sys::S_IFDIR;
         self.new_object(caller, parent, name, Some(typed), |dir, name| {
             rustix::fs::mkdirat(dir, name, self.first_mode(caller, mode))
         })
@@ -156,7 +160,8 @@ impl Shared {
     /// Owner and mode of a new regular file, through its descriptor.
     fn give_file(&self, caller: Caller, dir: &OwnedFd, file: &OwnedFd, mode: u32) -> Result<Raw> {
         let st = rustix::fs::fstat(file)?;
-        let inherits = st.st_gid != caller.gid && rustix::fs::fstat(dir)?.st_mode & libc::S_ISGID != 0;
+        let inherits =
+            st.st_gid != caller.gid && super::sys::mode_of(&rustix::fs::fstat(dir)?) & super::sys::S_ISGID != 0;
         let uid = (st.st_uid != caller.uid).then_some(caller.uid).and_then(meta::uid);
         let gid = (st.st_gid != caller.gid && !inherits).then_some(caller.gid).and_then(meta::gid);
         let chown = uid.is_some() || gid.is_some();
@@ -168,8 +173,8 @@ impl Shared {
             }
         }
         let want = mode & meta::MODE_BITS;
-        if chown || st.st_mode & meta::MODE_BITS != want {
-            rustix::fs::fchmod(file, Mode::from_raw_mode(want))?;
+        if chown || super::sys::mode_of(&st) & meta::MODE_BITS != want {
+            rustix::fs::fchmod(file, super::sys::mode(want))?;
             return rustix::fs::fstat(file);
         }
         Ok(st)
@@ -184,7 +189,8 @@ impl Shared {
         let fd = self.dir(dir)?;
         // `O_EXCL` here means that it can never get a name.
         let never = if flags & libc::O_EXCL != 0 { OFlags::EXCL } else { OFlags::empty() };
-        let open = (super::data::backing_flags(how) - OFlags::NOFOLLOW) | OFlags::TMPFILE | never;
+        let nameless = super::sys::TMPFILE.ok_or(Errno::OPNOTSUPP)?;
+        let open = (super::data::backing_flags(how) - OFlags::NOFOLLOW) | nameless | never;
         let file = Arc::new(rustix::fs::openat(&*fd, c".", open, self.first_mode(caller, mode))?);
         let st = self.give_file(caller, &fd, &file, mode)?;
         let ino = self.opens.nameless(meta::disk(&st));

@@ -6,7 +6,7 @@ use super::opens::{Change, How, Open};
 use super::resolve::Object;
 use crate::digest::Known;
 use crate::vfs::{Opened, Result};
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,7 +39,7 @@ pub(crate) fn backing_flags(how: How) -> OFlags {
 
 /// Opens the object behind a descriptor once more. Leads to the very object, also without a name.
 pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
-    rustix::fs::open(meta::fd_path(fd), (flags - OFlags::NOFOLLOW) | OFlags::CLOEXEC, Mode::empty())
+    super::sys::reopen(fd, flags)
 }
 
 impl Shared {
@@ -202,17 +202,16 @@ impl Shared {
         if !handle.write {
             return Err(Errno::BADF);
         }
-        let flags = u32::try_from(mode).ok().and_then(FallocateFlags::from_bits).ok_or(Errno::OPNOTSUPP)?;
         let _writing = handle.node.writing();
         // Collapsing and inserting move all that follows.
-        let moves = flags.intersects(FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE);
+        let moves = super::sys::moves_bytes(mode);
         let end = if moves { u64::MAX } else { offset.checked_add(len).ok_or(Errno::FBIG)? };
         if moves {
             handle.node.state().distrust();
         }
         let bytes = if moves { 0..1 } else { offset..end };
         let change = self.begin_change(&handle.node, &handle.file, bytes, false)?;
-        let done = rustix::fs::fallocate(&*handle.file, flags, offset, len);
+        let done = super::sys::fallocate(&*handle.file, mode, offset, len);
         if moves {
             handle.node.state().distrust();
         }
@@ -242,8 +241,7 @@ impl Shared {
         let done = {
             let _writing = to.node.writing();
             let change = self.begin_change(&to.node, &to.file, to_off..end, false)?;
-            let (mut a, mut b) = (from_off, to_off);
-            let done = rustix::fs::copy_file_range(&*from.file, Some(&mut a), &*to.file, Some(&mut b), len);
+            let done = super::sys::copy_range(&*from.file, from_off, &*to.file, to_off, len);
             self.end_change(&to.node, &to.file, change, Known::new())?;
             done?
         };

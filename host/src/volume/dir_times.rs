@@ -54,7 +54,7 @@ impl Shared {
                 Some(meta::timestamps(at(atime), at(mtime)))
             };
             let Some(times) = times.or_else(set_later) else { continue };
-            if let Err(e) = meta::set_times(fd.as_fd(), &times) {
+            if let Err(e) = super::sys::set_times(fd.as_fd(), &times) {
                 // An unprivileged daemon in somebody else's directory. The change itself stands.
                 tracing::debug!(%dir, error = %e, "a directory's times cannot be kept");
             }

@@ -2,7 +2,7 @@
 
 use super::meta;
 use ice_core::ids::{InodeId, Name};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -151,10 +151,7 @@ fn long_step(from: BorrowedFd<'_>, path: &[Name]) -> Result<(OwnedFd, usize), Er
         joined.extend_from_slice(name.as_bytes());
         used += 1;
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve =
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-    Ok((rustix::fs::openat2(from, joined, flags, Mode::empty(), resolve)?, used))
+    Ok((super::sys::open_beneath(from, &joined)?, used))
 }
 
 /// One component, for kernels before 5.6. A [`Name`] is never `..`, and `O_NOFOLLOW` refuses links.

@@ -4,33 +4,21 @@ use super::Shared;
 use super::meta::{self, Raw};
 use super::opens::base_ino;
 use super::resolve::is_hidden;
+use super::sys::Line;
 use crate::vfs::{DirEntry, Result};
 use ice_core::ids::{InodeId, Name};
-use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsString;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Bytes of one read from a directory: some hundred entries.
-const READ_BYTES: usize = 16 * 1024;
 
 /// An open directory.
 pub(crate) struct DirHandle {
     inode: InodeId,
     /// Its position is moved by each listing, so one at a time.
     fd: Mutex<OwnedFd>,
-}
-
-/// One entry as it stands on disk.
-struct Line {
-    name: Vec<u8>,
-    disk: u64,
-    kind: u8,
-    /// Go on from here after it.
-    next: u64,
 }
 
 impl DirHandle {
@@ -91,8 +79,7 @@ impl Shared {
         loop {
             let lines = {
                 let fd = handle.fd.lock().unwrap_or_else(PoisonError::into_inner);
-                rustix::fs::seek(&*fd, SeekFrom::Start(at))?;
-                read_some(&fd)?
+                super::sys::read_dir(&fd, at)?
             };
             let Some(last) = lines.last() else { return Ok(()) };
             at = last.next;
@@ -162,7 +149,7 @@ impl Shared {
             }
         };
         Ok(Some(match st {
-            None => entry(self.opens.shown(inode, line.disk), line.kind, None),
+            None => entry(self.opens.shown(inode, line.disk), meta::dirent_kind(line.kind), None),
             Some(st) => {
                 let ino = self.opens.shown(inode, meta::disk(&st));
                 let kind = meta::dirent_kind(meta::file_type(&st));
@@ -170,24 +157,4 @@ impl Shared {
             }
         }))
     }
-}
-
-/// The next entries; none at the end.
-fn read_some(fd: &OwnedFd) -> Result<Vec<Line>> {
-    let mut buf = [MaybeUninit::<u8>::uninit(); READ_BYTES];
-    let mut dir = RawDir::new(fd.as_fd(), &mut buf);
-    let mut lines = Vec::new();
-    while let Some(entry) = dir.next() {
-        let entry = entry?;
-        lines.push(Line {
-            name: entry.file_name().to_bytes().to_vec(),
-            disk: entry.ino(),
-            kind: meta::dirent_kind(entry.file_type()),
-            next: entry.next_entry_cookie(),
-        });
-        if dir.is_buffer_empty() {
-            break;
-        }
-    }
-    Ok(lines)
 }

@@ -6,7 +6,7 @@ use super::meta::{self, Raw};
 use ice_core::action::Source;
 use ice_core::event::IoError;
 use ice_core::op::{Attrs, Kind};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -139,13 +139,12 @@ impl Shared {
         if !meta::xattr_travels(name) {
             return Ok(());
         }
-        let path = meta::fd_path(fd);
         let done = match value {
-            Some(value) => rustix::fs::setxattr(&*path, name, value, XattrFlags::empty()),
-            None => rustix::fs::removexattr(&*path, name),
+            Some(value) => super::sys::set_xattr(fd, name, value, 0),
+            None => super::sys::remove_xattr(fd, name),
         };
         match done {
-            Ok(()) | Err(Errno::NODATA) => Ok(()),
+            Ok(()) | Err(super::sys::NO_ATTR) => Ok(()),
             Err(e @ (Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS | Errno::TOOBIG | Errno::RANGE)) => {
                 let space = String::from_utf8_lossy(name.split(|b| *b == b'.').next().unwrap_or(b"")).into_owned();
                 let words = format!("some extended attributes of the namespace {space} cannot be set in backing: {e}");

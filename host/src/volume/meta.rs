@@ -4,10 +4,9 @@ use crate::vfs::{SetTime, Stat};
 use ice_core::event::{IoError, Witness};
 use ice_core::op::{Attrs, Kind};
 use ice_core::time::UnixTime;
-use rustix::fs::{AtFlags, Dev, FileType, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, Dev, FileType, Gid, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
-use std::fmt::Write as _;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 /// What the operating system says of an object.
 pub(crate) type Raw = rustix::fs::Stat;
@@ -30,7 +29,7 @@ pub(crate) fn disk(st: &Raw) -> u64 {
 }
 /// The type in `st_mode`.
 pub(crate) fn file_type(st: &Raw) -> FileType {
-    FileType::from_raw_mode(st.st_mode)
+    super::sys::type_of(super::sys::mode_of(st))
 }
 
 /// The witness of an object whose bytes are known now. Of anything but a regular file only identity, mode and owner count:
@@ -45,7 +44,7 @@ pub(crate) fn witness(st: &Raw) -> Witness {
             h.update(&nsec.to_le_bytes());
         }
     } else {
-        for n in [st.st_mode, st.st_uid, st.st_gid] {
+        for n in [super::sys::mode_of(st), st.st_uid, st.st_gid] {
             h.update(&n.to_le_bytes());
         }
     }
@@ -64,7 +63,7 @@ pub(crate) fn unknown_bytes(st: &Raw) -> Witness {
 pub(crate) fn to_stat(st: &Raw, ino: u64) -> Stat {
     Stat {
         ino,
-        mode: st.st_mode,
+        mode: super::sys::mode_of(st),
         nlink: u32::try_from(st.st_nlink).unwrap_or(u32::MAX),
         uid: st.st_uid,
         gid: st.st_gid,
@@ -81,7 +80,7 @@ pub(crate) fn to_stat(st: &Raw, ino: u64) -> Stat {
 /// The replicated attributes.
 pub(crate) fn attrs(st: &Raw) -> Attrs {
     Attrs {
-        mode: st.st_mode & MODE_BITS,
+        mode: super::sys::mode_of(st) & MODE_BITS,
         uid: st.st_uid,
         gid: st.st_gid,
         atime: UnixTime { sec: st.st_atime as i64, nsec: st.st_atime_nsec as u32 },
@@ -161,13 +160,6 @@ pub(crate) fn errno(e: &std::io::Error) -> Errno {
     Errno::from_io_error(e).unwrap_or(Errno::IO)
 }
 
-/// The path of an open descriptor, which leads to the object itself and never further.
-pub(crate) fn fd_path(fd: BorrowedFd<'_>) -> String {
-    let mut s = String::with_capacity(24);
-    let _ = write!(s, "/proc/self/fd/{}", fd.as_raw_fd());
-    s
-}
-
 fn timespec(t: (i64, u32)) -> Timespec {
     Timespec { tv_sec: t.0, tv_nsec: t.1.into() }
 }
@@ -212,23 +204,12 @@ pub(crate) fn dress(fd: BorrowedFd<'_>, now: &Raw, attrs: &Attrs, privileged: bo
     }
     if file_type(now) != FileType::Symlink {
         // Also after an equal mode: chown may have cleared bits.
-        rustix::fs::chmod(fd_path(fd), Mode::from_raw_mode(mode))?;
+        super::sys::chmod(fd, mode)?;
     }
     if times {
-        set_times(fd, &times_of(attrs))?;
+        super::sys::set_times(fd, &times_of(attrs))?;
     }
     Ok(())
-}
-
-/// Sets the times of an object held by any descriptor, `O_PATH` included.
-pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Errno> {
-    match rustix::fs::utimensat(fd, c"", times, AtFlags::EMPTY_PATH) {
-        // Before Linux 5.8 the flag is not known.
-        Err(Errno::INVAL | Errno::NOENT) => {
-            rustix::fs::utimensat(rustix::fs::CWD, fd_path(fd), times, AtFlags::empty())
-        }
-        r => r,
-    }
 }
 
 /// A device number for `mknodat`.

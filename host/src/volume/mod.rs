@@ -48,13 +48,19 @@ mod settle;
 mod spare;
 mod staging;
 mod stale;
+mod sys;
 mod vfs_impl;
+#[cfg(any(not(target_os = "linux"), feature = "portable"))]
+#[path = "unwatched.rs"]
+mod watch;
+#[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod watch;
 mod xattrs;
 
 pub use hidden::{HIDDEN_NAME, OpenError};
 pub use outside::Outside;
 pub use port::{Names, Port};
+pub(crate) use sys::sync_fs;
 
 use crate::volume::dirs::Dirs;
 use crate::volume::hidden::Hidden;
@@ -199,7 +205,7 @@ impl Volume {
         let hidden = Hidden::open(dirs.root(), options.replica)?;
         let mut troubles = BTreeMap::new();
         let watch = match options.watch.then(Watch::new).transpose() {
-            Ok(watch) => watch,
+            Ok(watch) => watch.flatten(),
             Err(e) => {
                 troubles.insert("watch".to_owned(), format!("direct edits are only found by scans: inotify: {e}"));
                 None

@@ -87,8 +87,7 @@ impl Shared {
         let here = Spot::At { parent: dir, name: name.clone() };
         for spot in std::iter::once(&here).chain(spots.iter().filter(|s| **s != here)) {
             let aside = self.hidden.fresh_name();
-            let path = meta::fd_path(file.as_fd());
-            rustix::fs::linkat(rustix::fs::CWD, path, tmp, &*aside, AtFlags::SYMLINK_FOLLOW)?;
+            super::sys::link(file, tmp, aside.as_bytes())?;
             let (to, to_name) = self.spot(spot)?;
             if let Err(e) = rustix::fs::renameat(tmp, &*aside, &*to, to_name.as_slice()) {
                 let _ = rustix::fs::unlinkat(tmp, &*aside, AtFlags::empty());

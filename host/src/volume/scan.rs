@@ -16,11 +16,10 @@ use ice_core::event::Change;
 use ice_core::ids::{InodeId, Name};
 use ice_core::op::{Attr, Kind};
 use ice_core::tree::InodeInfo;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::PoisonError;
@@ -32,6 +31,8 @@ const BATCH: usize = 256;
 const LOCKED_BATCH: usize = 32;
 /// Files that wait to be digested before the scanner waits.
 const CONTENT_WAITING_MAX: usize = 1024;
+/// Where nobody tells of direct edits, everything is compared this often.
+const POLL: Duration = Duration::from_secs(5);
 /// The scanner looks around this often without a hint.
 const IDLE: Duration = Duration::from_secs(2);
 /// While the comparison after the start goes on.
@@ -45,12 +46,12 @@ struct Line {
 
 impl Shared {
     pub(crate) fn run_scanner(&self) {
-        let mut last_all = Instant::now();
+        let (mut last_all, mut took) = (Instant::now(), Duration::ZERO);
         let mut scanned = false;
         let mut told = false;
         // Until the first comparison is told, nothing is applied: no reason to sleep long.
         while let Some(work) = self.hints.next(if told { IDLE } else { IDLE_AT_START }) {
-            let due = self.options.rescan.is_some_and(|r| last_all.elapsed() >= r);
+            let due = self.rescan_every(took).is_some_and(|every| last_all.elapsed() >= every);
             if !self.marker_stands() {
                 // Nothing that is missing now counts as deleted. Look again when it is back.
                 self.hints.all_done();
@@ -59,7 +60,9 @@ impl Shared {
                 continue;
             }
             if work.all || due {
+                let began = Instant::now();
                 self.scan_all();
+                took = began.elapsed();
                 self.hints.all_done();
                 last_all = Instant::now();
                 scanned = true;
@@ -76,6 +79,12 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// How often everything is compared. Where nobody tells of direct edits, often enough, but a twentieth of the time at most.
+    fn rescan_every(&self, took: Duration) -> Option<Duration> {
+        let blind = self.options.watch && self.watch.is_none();
+        self.options.rescan.or_else(|| blind.then(|| POLL.max(took * 20)))
     }
 
     fn marker_stands(&self) -> bool {
@@ -346,8 +355,8 @@ impl Shared {
             changed.push(Attr::Owner { uid: st.st_uid, gid: st.st_gid });
         }
         let bits = if self.privileged { meta::MODE_BITS } else { 0o1777 };
-        if meta::file_type(st) != FileType::Symlink && (st.st_mode ^ info.attrs.mode) & bits != 0 {
-            changed.push(Attr::Mode(st.st_mode & meta::MODE_BITS));
+        if meta::file_type(st) != FileType::Symlink && (super::sys::mode_of(st) ^ info.attrs.mode) & bits != 0 {
+            changed.push(Attr::Mode(super::sys::mode_of(st) & meta::MODE_BITS));
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (Ok(fd), Ok(port)) = (rustix::fs::openat(dir, name, flags, Mode::empty()), self.port()) else {
@@ -388,12 +397,19 @@ impl Shared {
         }
         let list = rustix::fs::openat(&*fd, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let mut seen = Seen::default();
-        let mut buf = vec![MaybeUninit::<u8>::uninit(); 32 * 1024];
-        let mut raw = RawDir::new(list.as_fd(), &mut buf);
         let mut batch: Vec<Line> = Vec::with_capacity(BATCH);
-        while let Some(entry) = raw.next() {
-            let entry = entry?;
-            let Some(name) = Name::new(entry.file_name().to_bytes()) else { continue };
+        let mut at = 0;
+        let mut lines = Vec::new().into_iter();
+        loop {
+            let Some(entry) = lines.next() else {
+                lines = super::sys::read_dir(&list, at)?.into_iter();
+                match lines.as_slice().last() {
+                    Some(last) => at = last.next,
+                    None => break,
+                }
+                continue;
+            };
+            let Some(name) = Name::new(&entry.name) else { continue };
             if is_hidden(dir, name.as_bytes()) {
                 continue;
             }

@@ -137,7 +137,7 @@ impl Shared {
         let tmp = self.hidden.tmp();
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(tmp, name, flags, Mode::empty())?;
-        let alone = rustix::fs::fstat(&fd)?.st_nlink == 1 && super::apply::has_no_other_opener(&fd);
+        let alone = rustix::fs::fstat(&fd)?.st_nlink == 1 && super::sys::has_no_other_opener(&fd);
         // Attributes of its former life would come back.
         if !alone || !self.read_xattrs(fd.as_fd())?.is_empty() {
             return Ok(None);

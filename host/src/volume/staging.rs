@@ -10,7 +10,7 @@ use ice_core::event::{IoError, Witness};
 use ice_core::ids::InodeId;
 use ice_core::op::{ContentDigest, Payload};
 use ice_core::time::Stamp;
-use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -83,13 +83,10 @@ impl Staged for Arriving {
     fn reserve(&mut self, missing: &[Range<u64>]) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         for range in missing {
-            match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, range.start, range.end - range.start) {
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-                Err(e) => {
-                    // Whoever else needs the room may have it until then.
-                    rustix::fs::ftruncate(file, self.have)?;
-                    return Err(e.into());
-                }
+            if let Err(e) = super::sys::reserve(file, range.start, range.end - range.start) {
+                // Whoever else needs the room may have it until then.
+                rustix::fs::ftruncate(file, self.have)?;
+                return Err(e.into());
             }
         }
         Ok(())
@@ -194,9 +191,8 @@ fn common(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
 fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<u64> {
     let mut at = range.start;
     while at < range.end {
-        let (mut a, mut b) = (at, at);
         let want = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(1 << 30);
-        let n = match rustix::fs::copy_file_range(from, Some(&mut a), to, Some(&mut b), want) {
+        let n = match super::sys::copy_range(from, at, to, at, want) {
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 let mut buf = vec![0; want.min(1 << 20)];
                 let n = from.read_at(&mut buf, at)?;

@@ -3,7 +3,6 @@
 //! too: a look at the name then finds disk and tree in agreement.
 
 use super::Shared;
-use super::meta;
 use ice_core::ids::{InodeId, Name};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
@@ -25,9 +24,10 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new() -> Result<Watch, Errno> {
+    /// `None` where there is no such thing.
+    pub(crate) fn new() -> Result<Option<Watch>, Errno> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Watch { fd, dirs: Mutex::default() })
+        Ok(Some(Watch { fd, dirs: Mutex::default() }))
     }
 }
 
@@ -43,7 +43,7 @@ impl Shared {
             | WatchFlags::ATTRIB
             | WatchFlags::ONLYDIR
             | WatchFlags::EXCL_UNLINK;
-        match inotify::add_watch(&watch.fd, meta::fd_path(fd.as_fd()), what) {
+        match inotify::add_watch(&watch.fd, super::sys::fd_path(fd.as_fd()), what) {
             Ok(wd) => {
                 watch.dirs.lock().unwrap_or_else(PoisonError::into_inner).insert(wd, dir);
             }

@@ -8,7 +8,6 @@ use crate::vfs::Result;
 use ice_core::event::Change;
 use ice_core::limits::{XATTR_VALUE_MAX_BYTES, XATTRS_PER_INODE_MAX_BYTES};
 use ice_core::op::Attr;
-use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -52,13 +51,12 @@ impl Shared {
         if value.len() > XATTR_VALUE_MAX_BYTES {
             return Err(Errno::TOOBIG);
         }
-        let flags = u32::try_from(flags).ok().and_then(XattrFlags::from_bits).ok_or(Errno::INVAL)?;
-        self.change_xattr(ino, name, Some(value), |path| rustix::fs::setxattr(path, name, value, flags))
+        self.change_xattr(ino, name, Some(value), |fd| super::sys::set_xattr(fd, name, value, flags))
     }
 
     pub(crate) fn do_removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
         let name = self.checked(name)?;
-        self.change_xattr(ino, name, None, |path| rustix::fs::removexattr(path, name))
+        self.change_xattr(ino, name, None, |fd| super::sys::remove_xattr(fd, name))
     }
 
     fn change_xattr(
@@ -66,7 +64,7 @@ impl Shared {
         ino: u64,
         name: &[u8],
         value: Option<&[u8]>,
-        change: impl FnOnce(&str) -> Result<()>,
+        change: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
     ) -> Result<()> {
         let ns = self.lock_ns();
         let object = self.object(ino, None)?;
@@ -79,7 +77,7 @@ impl Shared {
                 return Err(Errno::NOSPC);
             }
         }
-        change(&meta::fd_path(object.fd.as_fd()))?;
+        change(object.fd.as_fd())?;
         let Some((inode, _)) = object.known else { return Ok(()) };
         let after = rustix::fs::fstat(&*object.fd)?;
         let value = value.map(|v| serde_bytes::ByteBuf::from(v.to_vec()));
@@ -100,7 +98,7 @@ impl Shared {
         for name in list(fd)? {
             let value = match get(fd, &name) {
                 // Removed meanwhile, or not ours to read.
-                Err(Errno::NODATA | Errno::PERM | Errno::ACCESS) => continue,
+                Err(super::sys::NO_ATTR | Errno::PERM | Errno::ACCESS) => continue,
                 value => value?,
             };
             bytes += name.len() + value.len();
@@ -132,13 +130,11 @@ fn grown(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
 }
 
 fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
-    let path = meta::fd_path(fd);
-    grown(|buf| rustix::fs::getxattr(&*path, name, buf))
+    grown(|buf| super::sys::get_xattr(fd, name, buf))
 }
 
 fn list(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
-    let path = meta::fd_path(fd);
-    let names = match grown(|buf| rustix::fs::listxattr(&*path, buf)) {
+    let names = match grown(|buf| super::sys::list_xattrs(fd, buf)) {
         // This file system has none.
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         names => names?,

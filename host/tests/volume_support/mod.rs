@@ -19,6 +19,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+/// True, with a word, if the volume is built as for systems that lack this.
+pub fn lacks(what: &str) -> bool {
+    let lacks = cfg!(any(not(target_os = "linux"), feature = "portable"));
+    if lacks {
+        eprintln!("SKIPPED: other systems have no {what}");
+    }
+    lacks
+}
+
 pub const REPLICA: ReplicaId = ReplicaId(7);
 pub const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 const PATIENCE: Duration = ice_testing::PATIENCE;
