@@ -157,8 +157,7 @@ impl Node {
         self.quiet();
         self.volume.stop();
         self.engine.stop();
-        let log = self.log.lock().unwrap().clone();
-        log
+        self.log.lock().unwrap().clone()
     }
 
     fn names(&self) -> Vec<String> {

@@ -6,6 +6,7 @@ use crate::fs::{FsOp, Ino, SCRATCH, WORK};
 use crate::scan::{Compared, Place};
 use crate::world::World;
 use ice_core::action::{Reply, Sighting, Spot};
+use ice_core::config::Ending;
 use ice_core::event::{Found, Request, Thing};
 use ice_core::ids::{EntryId, InodeId, Name};
 use ice_core::op::{ContentDigest, Kind};
@@ -106,8 +107,21 @@ impl World {
         };
         let believed = here.and_then(|i| tree.info(i)).map_or(0, |i| i.witness.disk);
         let known = compared.known.get(&ino);
+        // The log may have lost a rename of an edition that it does not know either: then only the bytes tell.
+        let lost = host.recovering && host.ending == Ending::MachineCrash;
+        let by_bytes = || {
+            let same = |inode: InodeId| {
+                tree.info(inode)
+                    .is_some_and(|f| f.size > 0 && (f.size, f.digest) == (i.content.size, i.content.digest()))
+            };
+            let is_file = lost && here.is_none() && i.kind.is_file();
+            compared.missing.iter().find(|(_, inode)| is_file && same(*inode))
+        };
+        let renamed = if known.is_none() { by_bytes() } else { None };
         let object = here.filter(|_| believed == ino).or(known.map(|(inode, _)| *inode));
+        let object = object.or(renamed.map(|(_, inode)| *inode));
         let from = match (object, known) {
+            (Some(_), None) if renamed.is_some() => renamed.map(|(place, _)| spot(place)),
             (Some(o), Some((inode, spots))) if o == *inode => {
                 spots.iter().find(|s| **s != at && self.at_spot(n, s) != Some(ino)).cloned()
             }
