@@ -266,3 +266,29 @@ fn what_a_version_has_in_common_with_another_is_taken_holes_included() {
         assert!(arriving.finish().unwrap(), "seed {seed}: missing {missing:?}");
     }
 }
+
+#[test]
+fn the_hashes_of_a_file_that_is_open_are_told_without_reading_it() {
+    let rig = Rig::new();
+    let mut bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i / 3 % 251) as u8).collect();
+    let file = create(&rig, "f");
+    rig.volume.write(file.fh, 0, &bytes).unwrap();
+    for round in 0..3u8 {
+        rig.volume.write(file.fh, 1_000_000, &[round]).unwrap();
+        bytes[1_000_000] = round;
+        rig.volume.fsync(file.fh, true).unwrap();
+        let inode = rig.inode("f");
+        let served = rig.volume.open_version(inode, rig.held(inode)).unwrap().unwrap();
+        let before = read_so_far();
+        let blocks = served.blocks().unwrap();
+        if let (Some(before), Some(after)) = (before, read_so_far()) {
+            assert!(after - before < 100_000, "{} bytes were read", after - before);
+        }
+        assert_eq!(blocks.root(), digest::of_bytes(&bytes), "round {round}");
+    }
+    // Nobody has it open: they are read.
+    rig.close(file);
+    let inode = rig.inode("f");
+    let served = rig.volume.open_version(inode, rig.held(inode)).unwrap().unwrap();
+    assert_eq!(served.blocks().unwrap().root(), digest::of_bytes(&bytes));
+}
