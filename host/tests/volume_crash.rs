@@ -388,3 +388,25 @@ fn nothing_is_changed_in_backing_before_the_log_knows_why() {
     node.quiet();
     assert_eq!(place.read("f"), "told by another node");
 }
+
+#[test]
+fn a_renamed_edition_that_the_log_lost_is_known_by_its_bytes() {
+    let place = Place::new();
+    let node = place.first();
+    node.write("a", b"the bytes tell");
+    let a = node.volume.lookup(1, OsStr::new("a")).unwrap();
+    node.volume.link(a.ino, 1, OsStr::new("b")).unwrap();
+    let log = node.crash();
+    // Another object under another name; the other name still is the old one.
+    fs::copy(place.path("a"), place.aside.join("new")).unwrap();
+    let times = fs::metadata(place.path("a")).unwrap();
+    let times = fs::FileTimes::new().set_accessed(times.accessed().unwrap()).set_modified(times.modified().unwrap());
+    fs::File::options().write(true).open(place.aside.join("new")).unwrap().set_times(times).unwrap();
+    fs::remove_file(place.path("a")).unwrap();
+    fs::rename(place.aside.join("new"), place.path("c")).unwrap();
+    let node = Node::start(&place, 2, log, Ending::MachineCrash);
+    let ino = |name| fs::metadata(place.path(name)).unwrap().ino();
+    assert_eq!((node.names(), place.path("c").exists()), (vec!["a".to_owned(), "b".to_owned()], false));
+    assert_eq!((ino("a"), place.read("a").as_str()), (ino("b"), "the bytes tell"));
+    node.told_nothing();
+}

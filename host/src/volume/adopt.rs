@@ -72,6 +72,10 @@ impl Pass {
         self.news = true;
         self.fresh.push(fresh);
     }
+    /// What is missing at its name.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &Gone> {
+        self.gone.values().chain(&self.vanished)
+    }
     pub(crate) fn fresh_names(&self) -> impl Iterator<Item = &Fresh> {
         self.fresh.iter()
     }

@@ -112,8 +112,20 @@ impl Shared {
         let believed = here.as_ref().map_or(0, |(_, info)| info.witness.disk);
         let twin =
             believed != 0 && believed != disk && spots.iter().any(|s| *s != at && self.disk_at(s) == Some(believed));
-        let from = leads.into_iter().find(|s| *s != at && self.disk_at(s) != Some(disk));
+        let mut from = leads.into_iter().find(|s| *s != at && self.disk_at(s) != Some(disk));
         let bytes = self.bytes_at(pass, dir, &fresh.name, st);
+        let mut object = object;
+        if self.is_lost() && object.is_none() && here.is_none() && kind == Kind::File && bytes.0 > 0 {
+            // The log may have lost a rename of an edition that it does not know either: then only the bytes tell.
+            let same = |g: &&Gone| {
+                let info = port.look(|names| names.info(g.inode));
+                info.is_some_and(|i| i.kind == Kind::File && (i.size, i.digest) == bytes)
+            };
+            if let Some(gone) = pass.missing().find(same) {
+                object = Some(gone.inode);
+                from = Some(Spot::At { parent: gone.dir, name: gone.name.clone() });
+            }
+        }
         let thing = Thing { kind: kind.clone(), bytes, disk, object, from, twin };
         match self.ask_about(at.clone(), Some(thing))? {
             Sighting::Unknown => return Ok(false),
