@@ -5,7 +5,7 @@ use ice_sim::run::{Options, catch_assertions, run};
 use ice_sim::{draw, replay};
 
 /// Failures that are known and not mended yet (see docs/simulator.md). They are not run here: `icesim run --seed` shows them.
-const OPEN: &[(&str, u64)] = &[("crashes", 7), ("single-writer", 6)];
+const OPEN: &[(&str, u64)] = &[];
 
 fn seeds(profile: &str, count: u64, options: Options) {
     catch_assertions();
