@@ -255,7 +255,11 @@ impl<R: Runtime> Running for Node<R> {
         let synced = self.log.sync_blocking();
         drop(self.engine);
         synced.context("the log could not be made durable")?;
-        self.data.lock().unwrap_or_else(PoisonError::into_inner).mark_clean()?;
+        // What peers changed here was not synced one by one: without this a loss of power after the stop would look, at the
+        // next start, as if somebody had undone it.
+        if self.volume.sync_backing().context("backing could not be made durable")? {
+            self.data.lock().unwrap_or_else(PoisonError::into_inner).mark_clean()?;
+        }
         Ok(())
     }
 }

@@ -525,6 +525,8 @@ impl Upload for Writing {
         }
         let place = self.inner.locate(&self.path, Last::Follow, true)?;
         let stat = self.place(before.as_ref(), &place)?;
+        // The name, too: an answer may promise that it is durable.
+        rustix::fs::fsync(self.handle.opened.file.as_ref())?;
         // A rename moved its change time.
         let now = self.inner.vfs.getattr(stat.ino, None).unwrap_or(stat);
         self.inner.remember(&now, hex(&self.hasher.clone().finalize().0));

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) const RESEND_AFTER: Span = Span::ms(1500);
 /// Operations that nobody waits for are held back this long at most, so that a burst of them shares a message.
 pub(crate) const GATHER: Span = Span(700_000);
+/// The same when the last message left less than [`BUSY`] ago: larger messages cost everybody less, and what is made there
+/// of a new file's operations is made at once.
+pub(crate) const GATHER_BUSY: Span = Span::ms(3);
+const BUSY: Span = Span::ms(10);
 
 /// One connected member.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +34,8 @@ pub(crate) struct Outgoing {
     progress: Instant,
     /// Since when operations are held back for company.
     gathering: Option<Instant>,
+    /// When operations left last.
+    left: Option<Instant>,
     /// Operations of others that it asked for: origin -> next number.
     relays: BTreeMap<ReplicaId, u64>,
 }
@@ -45,6 +51,7 @@ impl Outgoing {
             flight_bytes: 0,
             progress: now,
             gathering: None,
+            left: None,
             relays: BTreeMap::new(),
         }
     }
@@ -81,7 +88,13 @@ impl Outgoing {
 
     /// When operations that are held back for company are sent.
     pub(crate) fn gathered_at(&self) -> Option<Instant> {
-        self.gathering.map(|t| t.after(GATHER))
+        self.gathering.map(|t| t.after(self.patience(t)))
+    }
+
+    /// How long operations that came up at this time are held back.
+    fn patience(&self, since: Instant) -> Span {
+        let busy = self.left.is_some_and(|t| since.since(t) < BUSY);
+        if busy { GATHER_BUSY } else { GATHER }
     }
 
     /// Gives up waiting for an acknowledgement and starts over behind the last one.
@@ -120,7 +133,7 @@ impl Outgoing {
         }
         let since = gathering.unwrap_or(now);
         let enough = last - self.sent >= OPS_PER_MESSAGE_MAX as u64;
-        if !enough && waited <= self.sent && since.after(GATHER) > now {
+        if !enough && waited <= self.sent && since.after(self.patience(since)) > now {
             self.gathering = Some(since);
             return None;
         }
@@ -133,10 +146,11 @@ impl Outgoing {
         if self.acked == self.sent {
             self.progress = now;
         }
+        self.left = Some(now);
         self.sent += n;
         if self.sent < last {
             // What did not fit goes on in the next message, without waiting again.
-            self.gathering = Some(since);
+            self.gathering = Some(Instant(0));
         }
         self.flight += n;
         self.flight_bytes += bytes;

@@ -132,8 +132,8 @@ impl Tree {
         let Spot::At { parent, name } = &found.at else {
             return Sighting::Aside; // Set aside by us, and nothing is known of it any more.
         };
-        if lost && self.was_removed(known, (*parent, name), thing, removed) {
-            return Sighting::Removed;
+        if lost && let Some(sighting) = self.was_removed(known, (*parent, name), thing, removed) {
+            return sighting;
         }
         Sighting::Unknown
     }
@@ -361,12 +361,29 @@ impl Tree {
         Sighting::Known(copy)
     }
 
-    fn was_removed(&self, known: Option<u32>, at: (InodeId, &Name), thing: &Thing, removed: &[Removed]) -> bool {
-        removed.iter().filter(|r| r.witness.disk == thing.disk).any(|r| {
-            let same = thing.kind != Kind::File || r.bytes.is_none_or(|b| b == thing.bytes);
-            // Of a file that has other names only this one was removed.
-            same && (known.is_none() || (r.parent, &r.name) == at)
-        })
+    /// What a crash brought back goes again. File systems use inode numbers again: only the place or the bytes make sure that
+    /// it is the same thing. What merely has the number is kept aside.
+    fn was_removed(
+        &self,
+        known: Option<u32>,
+        at: (InodeId, &Name),
+        thing: &Thing,
+        removed: &[Removed],
+    ) -> Option<Sighting> {
+        let file = thing.kind == Kind::File;
+        let mut sighting = None;
+        for r in removed.iter().filter(|r| r.witness.disk == thing.disk) {
+            let same_bytes = !file || r.bytes.is_none_or(|b| b == thing.bytes);
+            let sure = file && thing.bytes.0 > 0 && r.bytes == Some(thing.bytes);
+            match (r.parent, &r.name) == at {
+                true if same_bytes => return Some(Sighting::Removed),
+                // Of a file that has other names only the one was removed.
+                false if known.is_none() && sure => return Some(Sighting::Removed),
+                false if known.is_none() && same_bytes => sighting = Some(Sighting::Aside),
+                _ => {}
+            }
+        }
+        sighting
     }
 
     /// An entry stands here now. What was believed to stand here does not: it will be found elsewhere, or missing.

@@ -66,7 +66,8 @@ pub struct Fetch {
 pub trait ContentStore: Send + Sync + 'static {
     /// Begins (or goes on with) bringing a version into the staging area.
     fn stage(&self, fetch: &Fetch) -> io::Result<Box<dyn Staged>>;
-    /// Opens a version for reading; `None` if this node does not hold exactly those bytes any more.
+    /// Opens a version for reading; `None` if this node does not hold exactly those bytes any more; an
+    /// error of the kind `WouldBlock` if it does not know yet.
     fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>>;
 }
 

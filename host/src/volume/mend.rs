@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -52,8 +53,21 @@ impl Shared {
             let mut lost = self.lost();
             if lost.len() < LOST_MAX {
                 lost.insert(inode);
+            } else {
+                // So many: this disk is not to be believed any more, whatever the file.
+                self.all_lost.store(true, Ordering::SeqCst);
             }
         }
+    }
+
+    /// A sync of this file failed, and its bytes are not certain to be on the disk yet.
+    pub(crate) fn is_to_mend(&self, inode: InodeId) -> bool {
+        self.all_lost.load(Ordering::SeqCst) || self.lost().contains(&inode)
+    }
+
+    /// There is no such file.
+    pub(crate) fn all_mended(&self) -> bool {
+        !self.all_lost.load(Ordering::SeqCst) && self.lost().is_empty()
     }
 
     fn lost(&self) -> MutexGuard<'_, std::collections::BTreeSet<InodeId>> {

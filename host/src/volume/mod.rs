@@ -182,6 +182,8 @@ pub(crate) struct Shared {
     suspects: Mutex<BTreeSet<InodeId>>,
     /// Files whose sync failed and whose bytes were not brought to the disk since.
     lost: Mutex<BTreeSet<InodeId>>,
+    /// There were too many of them to remember.
+    all_lost: AtomicBool,
     /// The machine crashed, and not everything was compared since.
     crashed: AtomicBool,
     /// Files that a process outside writes, and whose installation waits for that.
@@ -230,6 +232,7 @@ impl Volume {
             busy_outside: Mutex::default(),
             suspects: Mutex::new(options.suspects.clone()),
             lost: Mutex::default(),
+            all_lost: AtomicBool::new(false),
             crashed: AtomicBool::new(options.lost),
             troubles: Mutex::new(troubles),
             stopping: AtomicBool::new(false),
@@ -283,6 +286,12 @@ impl Volume {
             }
         }
         self.s.expire_spares(true);
+    }
+
+    /// Makes all of `backing` durable. False: bytes of a failed sync are not mended, so that nothing can be said of them.
+    pub fn sync_backing(&self) -> std::io::Result<bool> {
+        rustix::fs::syncfs(self.s.dirs.root())?;
+        Ok(self.s.all_mended())
     }
 
     /// Enqueues an action of the core: `Apply`, `Stage`, `Unstage` and `Rescan`. Never blocks; the completion comes later,

@@ -445,13 +445,15 @@ impl Shared {
             self.publish_or_queue(&handle.node);
             return Ok(());
         }
-        if self.publish_now(&handle.node)? == Told::Yes {
-            self.sync_core(self.options.close_ack)?;
-        }
-        Ok(())
+        // Acknowledged is what a loss of power does not take.
+        self.sync_file(fh, false, self.options.close_ack)
     }
 
     pub(crate) fn do_fsync(&self, fh: u64, data_only: bool) -> Result<()> {
+        self.sync_file(fh, data_only, self.options.ack)
+    }
+
+    fn sync_file(&self, fh: u64, data_only: bool, ack: Ack) -> Result<()> {
         let handle = self.opens.handle(fh)?;
         // Told first, so that the others receive it while this disk works.
         let told = if handle.write || handle.node.state().dirty.is_some() {
@@ -462,13 +464,18 @@ impl Shared {
         // The log's sync and the file's run side by side. Either may be durable first (see docs/adr/0006).
         let port = self.port()?;
         let acknowledged =
-            (told != Told::Nameless).then(|| port.sync_begin(self.options.ack, self.options.ack_timeout));
+            (told != Told::Nameless).then(|| port.sync_begin(ack, self.options.ack_timeout));
         let synced = if data_only { rustix::fs::fdatasync(&*handle.file) } else { rustix::fs::fsync(&*handle.file) };
         if let Err(e) = synced {
             // The kernel reports a lost write once and then forgets it: nobody may believe a later success.
             self.sync_has_failed(&handle.node, e);
         }
-        if handle.node.state().sync_failed {
+        let (failed, inode) = {
+            let state = handle.node.state();
+            (state.sync_failed, state.inode)
+        };
+        // Also if the file was closed since: the kernel has forgotten it, we have not.
+        if failed || inode.is_some_and(|i| self.is_to_mend(i)) {
             return Err(Errno::IO);
         }
         match acknowledged {

@@ -63,11 +63,18 @@ impl Shared {
                 let began = Instant::now();
                 self.scan_all();
                 took = began.elapsed();
+                if self.stopping() {
+                    // Cut short: what was not looked at may be anything.
+                    return;
+                }
                 self.hints.all_done();
                 last_all = Instant::now();
                 scanned = true;
             }
             self.scan_hints(work);
+            if self.stopping() {
+                return;
+            }
             let compared = scanned && !told && !self.opens.dirty().iter().any(|o| o.state().verify);
             if compared && (self.suspects().is_empty() || self.content.len() == 0) {
                 // Everything was compared: from now on a difference is somebody's edit, and changes may be applied.

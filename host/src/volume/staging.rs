@@ -284,7 +284,13 @@ impl ContentStore for Volume {
     }
 
     fn open_version(&self, inode: InodeId, version: Stamp) -> io::Result<Option<Box<dyn VersionReader>>> {
-        let Some((file, live)) = self.s.open_version(inode, version)? else { return Ok(None) };
+        let Some((file, live)) = self.s.open_version(inode, version)? else {
+            if self.s.is_lost() {
+                // It may yet turn up: "gone" would be a last word.
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "backing is being compared after a crash"));
+            }
+            return Ok(None);
+        };
         let st = rustix::fs::fstat(&file)?;
         let seen = live.then(|| meta::witness(&st));
         let size = meta::size(&st);

@@ -120,6 +120,9 @@ async fn open(net: &Arc<Inner>, inode: InodeId, version: Stamp) -> Result<Box<dy
     match net.rt.blocking(move || store.open_version(inode, version)).await.and_then(|r| r) {
         Ok(Some(reader)) => Ok(reader),
         Ok(None) => Err(Failure::new(StatusCode::GONE, "gone", "this version is not here any more")),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "busy", e.to_string()))
+        }
         Err(e) => {
             tracing::warn!(%inode, %version, "content cannot be served: {e}");
             Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "io", format!("it cannot be read: {e}")))
