@@ -62,21 +62,11 @@ fn story(ending: &str, action: u64, step: u64) -> String {
     )
 }
 
-/// Points that are known to fail and not mended yet (see docs/simulator.md): how it dies, action, step.
-fn open(ending: &str, action: u64, step: u64) -> bool {
-    let cut_short = (6, 1)..(8, 2);
-    ending == "machine" && cut_short.contains(&(action, step))
-}
-
 fn all_points(ending: &str) {
     catch_assertions();
     let mut bad = Vec::new();
     for action in 0..20 {
         for step in 0..5 {
-            if open(ending, action, step) {
-                println!("OPEN: {ending}, action {action}, step {step} is known to fail and is left out");
-                continue;
-            }
             let plan = Plan::parse(&story(ending, action, step)).expect("parses");
             let outcome = run(&plan, Options::default(), "the crash_points test").expect("runs");
             if let Some(f) = outcome.failure {

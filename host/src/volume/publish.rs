@@ -463,8 +463,7 @@ impl Shared {
         };
         // The log's sync and the file's run side by side. Either may be durable first (see docs/adr/0006).
         let port = self.port()?;
-        let acknowledged =
-            (told != Told::Nameless).then(|| port.sync_begin(ack, self.options.ack_timeout));
+        let acknowledged = (told != Told::Nameless).then(|| port.sync_begin(ack, self.options.ack_timeout));
         let synced = if data_only { rustix::fs::fdatasync(&*handle.file) } else { rustix::fs::fsync(&*handle.file) };
         if let Err(e) = synced {
             // The kernel reports a lost write once and then forgets it: nobody may believe a later success.

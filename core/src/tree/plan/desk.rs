@@ -94,6 +94,8 @@ pub(in crate::tree) struct Desk {
     parked: BTreeMap<Work, Park>,
     /// Parked work by the directory that a local change may unblock.
     parked_in: BTreeSet<(u32, Work)>,
+    /// Parked work by the inode that it would replace.
+    parked_on: BTreeSet<(u32, Work)>,
     /// Work that would need bytes while enough are being asked for.
     hungry: BTreeSet<Work>,
     needs: usize,
@@ -190,6 +192,11 @@ impl Desk {
         self.parked_in.extend(dirs.iter().map(|d| (*d, w)));
     }
 
+    /// Parked work that this inode's news may unblock.
+    pub(super) fn park_on(&mut self, i: u32, w: Work) {
+        self.parked_on.insert((i, w));
+    }
+
     /// False: enough bytes are being asked for already; the work comes back by itself.
     pub(super) fn park_for_bytes(&mut self, w: Work) -> bool {
         let room = self.needs < NEEDS_MAX;
@@ -236,6 +243,10 @@ impl Desk {
         for f in self.flights.values_mut().filter(|f| f.inode == i || f.over.is_some_and(|(_, x)| x == i)) {
             f.stale = true;
         }
+        while let Some(x) = self.parked_on.range((i, Work::Entry(0))..).next().copied().filter(|(o, _)| *o == i) {
+            self.parked_on.remove(&x);
+            self.unpark_if(x.1, Park::Changed);
+        }
     }
 
     /// Everything that is parked or waits is looked at again. Returns the losing versions among it.
@@ -243,6 +254,7 @@ impl Desk {
         let mut heads = Vec::new();
         self.needs = 0;
         self.parked_in.clear();
+        self.parked_on.clear();
         self.ready.append(&mut self.hungry);
         self.waits.clear();
         while let Some((_, w)) = self.waiting.pop_first() {

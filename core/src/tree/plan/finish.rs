@@ -150,6 +150,9 @@ impl Tree {
         };
         if let Some(why) = why {
             self.work.park_in(&f.dirs, f.work, why);
+            if let Some((_, x)) = f.over {
+                self.work.park_on(x, f.work);
+            }
         }
         self.landed(&f);
     }
