@@ -257,8 +257,10 @@ impl<R: Runtime> Running for Node<R> {
         synced.context("the log could not be made durable")?;
         // What peers changed here was not synced one by one: without this a loss of power after the stop would look, at the
         // next start, as if somebody had undone it.
-        if self.volume.sync_backing().context("backing could not be made durable")? {
-            self.data.lock().unwrap_or_else(PoisonError::into_inner).mark_clean()?;
+        match self.volume.sync_backing() {
+            Ok(true) => self.data.lock().unwrap_or_else(PoisonError::into_inner).mark_clean()?,
+            Ok(false) => tracing::warn!("not all of backing is on the disk: the next start compares it"),
+            Err(e) => tracing::warn!("backing cannot be made durable: {e}: the next start compares it"),
         }
         Ok(())
     }

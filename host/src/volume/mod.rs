@@ -290,7 +290,7 @@ impl Volume {
 
     /// Makes all of `backing` durable. False: bytes of a failed sync are not mended, so that nothing can be said of them.
     pub fn sync_backing(&self) -> std::io::Result<bool> {
-        rustix::fs::syncfs(self.s.dirs.root())?;
+        sys::sync_fs(self.backing_fd()?)?;
         Ok(self.s.all_mended())
     }
 
