@@ -136,25 +136,32 @@ fn wait(inbox: &Receiver<Event>, log: &LogTarget, node: &dyn Running) -> Result<
     }
 }
 
+/// Signals that follow within this time of the first one are the same request to end, not impatience.
+const SAME_REQUEST: Duration = Duration::from_millis(300);
+
 fn watch_signals(events: SyncSender<Event>) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("signal handlers")?;
     let watch = move || {
-        let mut stopping = false;
+        let mut stopping: Option<Instant> = None;
         for signal in signals.forever() {
             let event = match signal {
                 SIGHUP => Event::Reopen,
                 SIGUSR1 => Event::Dump,
-                _ if stopping => {
+                // The kernel tells of a parent's death once for each of its threads: that is one request.
+                _ if stopping.is_some_and(|since| since.elapsed() < SAME_REQUEST) => continue,
+                _ if stopping.is_some() => {
                     tracing::warn!("second signal: ending at once");
                     std::process::exit(i32::from(args::FAILED));
                 }
                 _ => {
-                    stopping = true;
+                    stopping = Some(Instant::now());
                     Event::Stop(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" })
                 }
             };
             // While the node is still starting nobody takes events: a few requests to reopen or dump may get lost, an end may not.
-            if let (Err(std::sync::mpsc::TrySendError::Full(event)), true) = (events.try_send(event), stopping) {
+            if let (Err(std::sync::mpsc::TrySendError::Full(event)), true) =
+                (events.try_send(event), stopping.is_some())
+            {
                 let _ = events.send(event);
             }
         }

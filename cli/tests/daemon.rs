@@ -100,6 +100,8 @@ fn a_second_signal_ends_a_stop_that_hangs() {
     until_logged(&log, "started");
     child.signal(Signal::TERM);
     until_logged(&log, "hanging");
+    // Signals that come together are one request.
+    std::thread::sleep(std::time::Duration::from_millis(500));
     child.signal(Signal::INT);
     let (code, log, _) = end(child, &log);
     assert_eq!(code, Some(1));

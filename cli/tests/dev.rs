@@ -99,7 +99,7 @@ impl Dev {
     }
 
     fn nothing_is_left(&self) {
-        assert_eq!(mounts_below(&self.dir), 0);
+        assert_eq!(mounts_below(&self.dir), 0, "mounts are left\n{}", self.logs());
         for i in 0..self.nodes.len() {
             assert!(is_gone(self.pid(i)), "process {:?} is left", self.pid(i));
         }
