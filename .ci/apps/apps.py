@@ -125,18 +125,19 @@ def sqlite(c, journal):
         finally:
             far.close()
 
-    eventually("the database on another node", elsewhere)
+    def names(database):
+        return sorted(n for n in os.listdir(os.path.dirname(database)) if n.startswith("db"))
+
+    # The removal of a journal comes after the bytes: a database that is opened in between looks as after a crash.
+    def same_names():
+        return names(c.at("db")) == names(c.far("db"))
+
+    eventually("the database on another node", lambda: elsewhere() and same_names())
     # There, too, one can go on.
     db = connect(c.far("db"))
     db.execute("insert into t values (77, 1, 'there')")
     db.close()
-
-    def names(database):
-        return sorted(n for n in os.listdir(os.path.dirname(database)) if n.startswith("db"))
-
-    # The removal of the journal comes after the bytes: a database that is opened in between looks as after a crash.
-    eventually("what was inserted there", lambda: read(c.at("db")) == read(c.far("db")) and
-               names(c.at("db")) == names(c.far("db")))
+    eventually("what was inserted there", lambda: read(c.at("db")) == read(c.far("db")) and same_names())
     db = connect(c.at("db"))
     same(db.execute("select text from t where who = 77").fetchall(), [("there",)])
     same(db.execute("pragma integrity_check").fetchone(), ("ok",))
