@@ -285,6 +285,30 @@ fn a_removal_that_a_machine_crash_undid_is_made_again() {
 }
 
 #[test]
+fn a_directory_that_a_machine_crash_brought_back_goes_again_and_its_bytes_are_kept() {
+    let place = Place::new();
+    let node = place.first();
+    node.volume.mkdir(ROOT, 1, OsStr::new("d"), 0o755).unwrap();
+    fs::create_dir(place.path("d/e")).unwrap();
+    fs::write(place.path("d/e/f"), "once there").unwrap();
+    node.quiet();
+    assert_eq!(node.names(), ["d", "d/e", "d/e/f"]);
+    // Removed as a whole, as far as the node can see, and still there to be brought back with its numbers.
+    fs::rename(place.path("d"), place.aside.join("d")).unwrap();
+    node.quiet();
+    assert!(node.names().is_empty());
+    let log = node.crash();
+    fs::rename(place.aside.join("d"), place.path("d")).unwrap();
+    let node = Node::start(&place, 2, log, Ending::MachineCrash);
+    assert!(node.names().is_empty() && !place.path("d").exists(), "{:?}", node.names());
+    let torn = place.path(".icecluster/torn");
+    let kept: Vec<String> =
+        fs::read_dir(torn).unwrap().map(|e| fs::read_to_string(e.unwrap().path()).unwrap()).collect();
+    assert_eq!(kept, ["once there"]);
+    node.told_nothing();
+}
+
+#[test]
 fn attributes_that_a_machine_crash_took_back_are_set_again() {
     let place = Place::new();
     let node = place.first();

@@ -173,13 +173,9 @@ impl World {
                 self.take_away(n, &at)
             }
             Some(Sighting::Aside) => {
-                let mut inodes = vec![thing.disk];
-                inodes.extend(self.hosts[n].fs.list(thing.disk).into_iter().map(|(_, ino)| ino));
-                for ino in inodes {
-                    if let Some(content) = self.hosts[n].fs.get(ino).filter(|i| i.kind.is_file()).map(|i| i.content) {
-                        self.hosts[n].aside.insert(content.token);
-                    }
-                }
+                let file = self.hosts[n].fs.get(thing.disk).filter(|i| i.kind.is_file());
+                let token = file.map(|i| i.content.token);
+                self.hosts[n].aside.extend(token);
                 self.take_away(n, &at)
             }
         }
@@ -205,11 +201,14 @@ impl World {
         any
     }
 
-    /// Removes a name with all that is below it.
+    /// Removes a name with all that is below it; the bytes below it are kept aside.
     fn take_away(&mut self, n: usize, at: &Spot) -> bool {
         let Ok((parent, name)) = self.place(n, at) else { return false };
         let Some(ino) = self.hosts[n].fs.child(parent, &name) else { return false };
-        for (path, _) in self.hosts[n].fs.list(ino).iter().rev() {
+        for (path, inner) in self.hosts[n].fs.list(ino).iter().rev() {
+            let file = self.hosts[n].fs.get(*inner).filter(|i| i.kind.is_file());
+            let token = file.map(|i| i.content.token);
+            self.hosts[n].aside.extend(token);
             if let Some((last, dirs)) = path.split_last()
                 && let Some(dir) = self.hosts[n].fs.walk(ino, dirs)
             {

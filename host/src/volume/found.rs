@@ -5,7 +5,7 @@
 //! the rest is told as changes.
 
 use super::adopt::{Fresh, Gone, Pass};
-use super::hidden::limbo_name;
+use super::hidden::{limbo_name, list};
 use super::meta::{self, Raw};
 use super::{Ns, Shared};
 use crate::digest;
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// Files up to this size are digested with the namespace lock held; larger ones before it is taken.
 const LOCKED_DIGEST_BYTES: u64 = 1024 * 1024;
+/// Directories below one that a crash brought back, and that is removed again. (Each level holds a descriptor.)
+const DEPTH_MAX: usize = 256;
 /// Larger files that one pass digests beforehand.
 const DIGESTS_MAX: usize = 4096;
 
@@ -140,8 +142,7 @@ impl Shared {
             Sighting::Removed => self.take_away(dir, &fresh.name, st)?,
             Sighting::Aside => {
                 if kind == Kind::File && meta::size(st) > 0 {
-                    let kept = format!("{:x}-{disk}", st.st_dev);
-                    self.keep_aside(dir, fresh.name.as_bytes(), &kept)?;
+                    self.keep_aside(dir, fresh.name.as_bytes(), &kept_name(st))?;
                 }
                 self.take_away(dir, &fresh.name, st)?;
             }
@@ -193,13 +194,35 @@ impl Shared {
         Ok(())
     }
 
+    /// Removes what a crash brought back. What is in a directory came back with it, but nobody has looked at it: its bytes
+    /// are kept aside.
     fn take_away(&self, dir: &OwnedFd, name: &Name, st: &Raw) -> Result<()> {
-        let is_dir = meta::file_type(st) == FileType::Directory;
-        let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        match rustix::fs::unlinkat(dir, name.as_bytes(), flags) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(e),
+        match meta::file_type(st) {
+            FileType::Directory => self.take_away_dir(dir, name.as_bytes(), 0),
+            _ => unlinked(rustix::fs::unlinkat(dir, name.as_bytes(), AtFlags::empty())),
         }
+    }
+
+    fn take_away_dir(&self, dir: &OwnedFd, name: &[u8], depth: usize) -> Result<()> {
+        match unlinked(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) if depth < DEPTH_MAX => {}
+            r => return r,
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let inner = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+        for child in list(inner.as_fd())? {
+            let st = self.stat_at(&inner, &child)?;
+            match meta::file_type(&st) {
+                FileType::Directory => self.take_away_dir(&inner, &child, depth + 1)?,
+                kind => {
+                    if kind == FileType::RegularFile && meta::size(&st) > 0 {
+                        self.keep_aside(&inner, &child, &kept_name(&st))?;
+                    }
+                    unlinked(rustix::fs::unlinkat(&inner, child.as_slice(), AtFlags::empty()))?;
+                }
+            }
+        }
+        unlinked(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
     }
 
     /// A known object stands at another name than before. True: that is what the core wanted, or what a crash left.
@@ -260,6 +283,19 @@ impl Shared {
     /// After the end of the whole machine, until everything was compared.
     pub(crate) fn is_lost(&self) -> bool {
         self.crashed.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// How bytes are called that are kept aside.
+fn kept_name(st: &Raw) -> String {
+    format!("{:x}-{}", st.st_dev, meta::disk(st))
+}
+
+/// That somebody else removed it is as good.
+fn unlinked(outcome: std::result::Result<(), Errno>) -> Result<()> {
+    match outcome {
+        Err(Errno::NOENT) => Ok(()),
+        r => r,
     }
 }
 
