@@ -30,8 +30,8 @@ fn fsync(token: u64) -> Event {
     Event::Op { token: OpToken(token), op: Request::Sync { ack: Ack::One, timeout: Span::s(60) } }
 }
 
-fn engine(ring: &Arc<Ring>) -> Arc<Engine> {
-    let recorder = Recorder::new(Some(Arc::clone(ring)), None).unwrap();
+fn engine(ring: &Arc<Ring>, file: Option<&Path>) -> Arc<Engine> {
+    let recorder = Recorder::new(Some(Arc::clone(ring)), file).unwrap();
     let (config, pool) = (Config::new(ReplicaId(7), "alone"), Arc::new(PayloadPool::new(1 << 20)));
     let engine = Arc::new(Engine::new(config, Seed(1), Recovered::default(), pool, Some(recorder)));
     engine.start(Arc::new(Nowhere)).unwrap();
@@ -42,9 +42,10 @@ fn engine(ring: &Arc<Ring>) -> Arc<Engine> {
 #[test]
 fn process() {
     let Some(dir) = std::env::var_os(DIR) else { return };
-    let ring = Ring::new(1 << 20, PathBuf::from(dir));
+    let dir = PathBuf::from(dir);
+    let ring = Ring::new(1 << 20, dir.join("tapes"));
     ring.dump_on_panic();
-    let engine = engine(&ring);
+    let engine = engine(&ring, Some(&dir.join("full.trace")));
     for token in 1000..1100 {
         engine.event(fsync(token));
     }
@@ -101,19 +102,25 @@ fn the_input_that_broke_a_node_is_on_its_tape() {
     command.args(["--exact", "process"]).env(DIR, dir.path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     assert!(!command.status().unwrap().success(), "it should have broken");
-    let mut tapes: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    let dumps = std::fs::read_dir(dir.path().join("tapes")).unwrap();
+    let mut tapes: Vec<PathBuf> = dumps.map(|e| e.unwrap().path()).collect();
     tapes.sort();
+    assert!(tapes[0].to_string_lossy().ends_with("-panic.trace"), "{tapes:?}");
     let (same, open) = replay(frames(&tapes[0]));
     assert!(same >= 100, "{same} steps");
     let open = open.expect("the last step has no answer");
     assert!(open.contains("1000"), "{open}");
+    // The recording of everything held its last frames back in memory, and wrote them when it broke.
+    let full = frames(&dir.path().join("full.trace"));
+    assert!(matches!(full.first(), Some(Frame::Start(_))));
+    assert!(matches!(full.last(), Some(Frame::Step { events, .. }) if format!("{events:?}").contains("1000")));
 }
 
 #[test]
 fn a_state_in_the_middle_goes_on_as_the_node_did() {
     let dir = tempfile::tempdir().unwrap();
     let ring = Ring::new(1 << 20, dir.path().into());
-    let engine = engine(&ring);
+    let engine = engine(&ring, None);
     for token in 1000..20_000 {
         engine.event(fsync(token));
         if token >= 1100 {
@@ -132,7 +139,7 @@ fn a_state_in_the_middle_goes_on_as_the_node_did() {
 fn a_ring_too_small_for_the_state_still_shows_the_steps() {
     let dir = tempfile::tempdir().unwrap();
     let ring = Ring::new(64 << 10, dir.path().into());
-    let engine = engine(&ring);
+    let engine = engine(&ring, None);
     for token in 1000..3000 {
         engine.event(fsync(token));
     }

@@ -117,7 +117,7 @@ impl Hints {
     }
 
     /// Look at many names; `true`: list a directory that stands there.
-    #[cfg_attr(any(not(target_os = "linux"), feature = "portable"), allow(dead_code, reason = "inotify's"))]
+    #[cfg(all(target_os = "linux", not(feature = "portable")))]
     pub(crate) fn listed_names(&self, names: HashMap<(InodeId, Name), bool>) {
         self.add(|w| names.into_iter().for_each(|(n, list)| *w.names.entry(n).or_default() |= list));
     }

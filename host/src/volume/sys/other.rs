@@ -61,17 +61,8 @@ pub(crate) fn sync_fs(_: impl AsFd) -> Result<(), Errno> {
 pub(crate) fn copy_range(from: impl AsFd, from_at: u64, to: impl AsFd, to_at: u64, len: usize) -> Result<usize, Errno> {
     let mut buf = vec![0; len.min(COPY_BYTES)];
     let read = rustix::io::pread(from, &mut buf, from_at)?;
-    let mut done = 0;
-    while done < read {
-        match rustix::io::pwrite(&to, &buf[done..read], to_at + done as u64) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(_) if done > 0 => break,
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
+    // Fewer may be written, as the system call may copy fewer.
+    rustix::io::retry_on_intr(|| rustix::io::pwrite(&to, &buf[..read], to_at))
 }
 
 /// Room is taken when bytes come.
