@@ -259,8 +259,8 @@ impl<R: Runtime> Running for Node<R> {
         // next start, as if somebody had undone it.
         match self.volume.sync_backing() {
             Ok(true) => self.data.lock().unwrap_or_else(PoisonError::into_inner).mark_clean()?,
-            Ok(false) => tracing::warn!("not all of backing is on the disk: the next start compares it"),
-            Err(e) => tracing::warn!("backing cannot be made durable: {e}: the next start compares it"),
+            Ok(false) => tracing::warn!("not all of backing is on the disk: the next start is one after a crash"),
+            Err(e) => tracing::warn!("backing cannot be made durable: {e}: the next start is one after a crash"),
         }
         Ok(())
     }

@@ -166,8 +166,10 @@ impl Engine {
         }
     }
 
-    /// True if one more change may be made. Waits for a bounded time for the log's disk to catch up.
+    /// True if one more change may be made. Waits for a bounded time for the log's disk to catch up: to be asked without locks,
+    /// before a change is made.
     pub fn room(&self) -> bool {
+        self.pauses(Pressure::Over);
         self.pauses(Pressure::Full)
     }
 
@@ -229,8 +231,6 @@ impl Engine {
 
     /// Changes that were just made in `backing`. The caller holds the namespace lock. One result per change.
     pub fn change(&self, changes: Vec<Change>) -> Result<Vec<Result<InodeId, Refused>>, Refused> {
-        // The change has been made already: it cannot be refused, only its maker be slowed down, for a bounded time.
-        self.pauses(Pressure::Over);
         match self.request(Request::Change(changes), Duration::from_secs(10)) {
             Reply::Changed(results) => Ok(results),
             Reply::Failed(why) => Err(why),

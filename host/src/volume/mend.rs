@@ -135,7 +135,9 @@ impl Shared {
         if !whole {
             return self.give_up_lost(inode, open);
         }
-        let before = meta::mtime(&rustix::fs::fstat(file)?);
+        let look = || rustix::fs::fstat(file).map(|st| (meta::mtime(&st), meta::size(&st)));
+        let before = look()?.0;
+        let mut last = (before, size);
         let mut buf = vec![0; PART_BYTES];
         let mut at = 0;
         while at < size {
@@ -154,7 +156,12 @@ impl Shared {
             if read == 0 {
                 break;
             }
+            if look()? != last {
+                // Somebody writes it behind the mount: what was read is not to be written over that.
+                return Ok(Mended::NotYet);
+            }
             file.write_all_at(&buf[..read], data).map_err(|e| meta::errno(&e))?;
+            last = look()?;
             at = data + read as u64;
         }
         rustix::fs::fsync(file)?;

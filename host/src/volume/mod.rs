@@ -375,6 +375,14 @@ impl Shared {
         if self.port()?.room() { Ok(()) } else { Err(rustix::io::Errno::NOSPC) }
     }
 
+    /// For changes that are made even if the log does not keep up (they make room, or have been made already): their maker is
+    /// slowed down, for a bounded time. Not to be called with a lock held.
+    pub(crate) fn slow_down(&self) {
+        if let Ok(port) = self.port() {
+            port.room();
+        }
+    }
+
     pub(crate) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }

@@ -96,6 +96,8 @@ pub(crate) struct Dirty {
     pub(crate) last: Instant,
     /// Not before this.
     pub(crate) not_before: Option<Instant>,
+    /// The last look failed, and not because the file moved.
+    pub(crate) broken: bool,
 }
 
 impl Open {
@@ -209,7 +211,7 @@ impl State {
         self.writes += 1;
         let fresh = self.dirty.is_none();
         let since = self.dirty.map_or(now, |d| d.since);
-        self.dirty = Some(Dirty { since, last: now, not_before: None });
+        self.dirty = Some(Dirty { since, last: now, not_before: None, broken: false });
         fresh
     }
     /// The handle does not count as a mapper any more, if it did.

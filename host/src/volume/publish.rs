@@ -76,6 +76,7 @@ struct Draft {
 impl Shared {
     /// Tells the core what the bytes of a file are, if it does not know.
     pub(crate) fn publish(&self, open: &Arc<Open>) -> Result<Told> {
+        self.slow_down();
         let _one = open.publisher();
         let told = self.try_publish(open);
         match &told {
@@ -92,10 +93,12 @@ impl Shared {
             Err(e) => {
                 let wait = if *e == Errno::AGAIN { IDLE_OPEN } else { BROKEN_RETRY };
                 let at = Instant::now() + wait;
+                let broken = *e != Errno::AGAIN && *e != Errno::SHUTDOWN;
                 if let Some(d) = open.state().dirty.as_mut() {
                     d.not_before = Some(at);
+                    d.broken = broken;
                 }
-                if *e != Errno::AGAIN && *e != Errno::SHUTDOWN {
+                if broken {
                     let name = open.state().inode.map_or("a file without a name".to_owned(), |i| self.called(i));
                     let what = format!("the changed bytes of {name:?} cannot be read or told: {e}");
                     self.trouble(&trouble_key(open), what);

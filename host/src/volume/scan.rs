@@ -75,10 +75,16 @@ impl Shared {
             if self.stopping() {
                 return;
             }
-            let compared = scanned && !told && !self.opens.dirty().iter().any(|o| o.state().verify);
+            let (broken, due): (Vec<_>, Vec<_>) = {
+                let unread = self.opens.dirty().into_iter().filter(|o| o.state().verify);
+                unread.partition(|o| o.state().dirty.is_some_and(|d| d.broken))
+            };
+            let compared = scanned && !told && due.is_empty();
             if compared && (self.suspects().is_empty() || self.content.len() == 0) {
-                // Everything was compared: from now on a difference is somebody's edit, and changes may be applied.
-                self.suspects().clear();
+                // Everything was compared: from now on a difference is somebody's edit, and changes may be applied. What
+                // cannot be read stays suspect for itself: one bad sector must not keep the node in this state.
+                let broken: BTreeSet<InodeId> = broken.iter().filter_map(|o| o.state().inode).collect();
+                self.suspects().retain(|i| broken.contains(i));
                 self.crashed.store(false, std::sync::atomic::Ordering::SeqCst);
                 if let Ok(port) = self.port() {
                     told = true;
@@ -126,6 +132,7 @@ impl Shared {
         let mut pass = Pass::telling();
         let names: Vec<_> = work.names.into_iter().collect();
         for some in names.chunks(LOCKED_BATCH) {
+            self.slow_down();
             let ns = self.lock_ns();
             for ((dir, name), list) in some {
                 self.check_name(&ns, &mut pass, *dir, name, *list);
@@ -387,6 +394,7 @@ impl Shared {
 
     /// Compares a directory, and puts the ones in it on the list.
     fn scan_dir(&self, pass: &mut Pass, dir: InodeId) {
+        self.slow_down();
         let listed = self.list_dir(pass, dir);
         match listed {
             Ok(seen) => self.find_missing(pass, dir, &seen),

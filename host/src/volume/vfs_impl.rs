@@ -41,9 +41,11 @@ impl Vfs for Volume {
         self.s.do_link(ino, parent, name)
     }
     fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        self.s.slow_down();
         self.s.do_remove(parent, name, false)
     }
     fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
+        self.s.slow_down();
         self.s.do_remove(parent, name, true)
     }
     fn rename(&self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, flags: u32) -> Result<()> {
@@ -106,6 +108,7 @@ impl Vfs for Volume {
         self.s.do_setxattr(ino, name, value, flags)
     }
     fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
+        self.s.slow_down();
         self.s.do_removexattr(ino, name)
     }
     fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
