@@ -327,12 +327,11 @@ impl World {
         }
     }
 
-    /// The witness after a change that left the bytes alone: only good if they were known before it.
+    /// The witness after a change that left the bytes alone: only good if the object was as it had been seen before it.
     fn after(&self, n: usize, inode: InodeId, ino: Ino, before: Witness) -> Witness {
         let known = self.hosts[n].process.as_ref().and_then(|p| p.node.view().tree().info(inode));
         let now = self.hosts[n].fs.witness(ino);
-        let is_file = self.hosts[n].fs.get(ino).is_some_and(|i| i.kind.is_file());
-        if self.dirty(n, ino) || (is_file && known.is_none_or(|k| k.witness != before)) {
+        if self.dirty(n, ino) || known.is_none_or(|k| k.witness != before) {
             return Witness { disk: now.disk, sum: 0 };
         }
         now

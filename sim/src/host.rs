@@ -6,7 +6,7 @@ use crate::fs::{Fs, Ino};
 use ice_core::action::{Io, Outbox};
 use ice_core::config::Ending;
 use ice_core::event::{Ack, Batch};
-use ice_core::ids::{Incarnation, IoToken, OpToken, ReplicaId};
+use ice_core::ids::{Incarnation, InodeId, IoToken, OpToken, ReplicaId};
 use ice_core::node::Node;
 use ice_core::time::{Deadline, Hlc, Instant};
 use ice_core::trace::Frame;
@@ -107,6 +107,8 @@ pub struct Process {
     pub writers: BTreeMap<Ino, Writers>,
     /// What `open` opened, by the path it was opened under.
     pub opened: BTreeMap<String, Ino>,
+    /// What a scan has to look at whatever its witness says.
+    pub looks: BTreeSet<InodeId>,
     /// A scan is in the queue.
     pub scan_queued: bool,
     /// Steps made.

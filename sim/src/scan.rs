@@ -255,7 +255,8 @@ impl World {
         let view = p.node.view();
         let (Some(info), Some(i)) = (view.tree().info(inode), host.fs.get(ino)) else { return false };
         let witness = host.fs.witness(ino);
-        if info.witness == witness || inode == InodeId::ROOT {
+        let again = p.looks.contains(&inode);
+        if (info.witness == witness && !again) || inode == InodeId::ROOT {
             return false;
         }
         let known = view.tree().xattrs(inode);
@@ -266,6 +267,13 @@ impl World {
                 None => info.held.is_zero() && i.content.size == 0,
             };
         let (attrs, xattrs, content) = (i.attrs, i.xattrs.clone(), i.content);
+        if info.attrs_held {
+            self.process(n).looks.remove(&inode);
+        } else {
+            // Remote attributes are about to be set: what differs then was changed here.
+            self.process(n).looks.insert(inode);
+            self.scan_soon(n);
+        }
         let mut changes = Vec::new();
         if info.attrs_held || after_machine_crash {
             let mut differ = Vec::new();
@@ -303,8 +311,11 @@ impl World {
             changes.push(Change::Torn { inode, witness });
         } else if !same_bytes {
             changes.extend(self.content_change(n, inode, ino));
-        } else if changes.is_empty() {
+        } else if changes.is_empty() && info.witness != witness {
             changes.push(Change::Touch { inode, witness });
+        }
+        if changes.is_empty() {
+            return false;
         }
         self.tell(|| format!("n{} scan: {changes:?}", n + 1));
         self.sometimes.saw("scan found a change");

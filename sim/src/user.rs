@@ -182,6 +182,24 @@ impl World {
         if dirty { Witness { disk: w.disk, sum: 0 } } else { w }
     }
 
+    /// The object is as it was last seen: nobody changed it behind the mount since.
+    fn as_seen(&self, n: usize, ino: Ino) -> bool {
+        let inode = self.inode_of(n, ino);
+        let info = inode.and_then(|i| self.hosts[n].process.as_ref()?.node.view().tree().info(i));
+        info.is_some_and(|i| i.witness == self.hosts[n].fs.witness(ino))
+    }
+
+    /// What to remember of an object after a change that left its bytes alone. Whatever else happened to it before
+    /// (`as_seen` is false) is left to a scan.
+    fn witness_after(&mut self, n: usize, ino: Ino, as_seen: bool) -> Witness {
+        let now = self.witness(n, ino);
+        if as_seen {
+            return now;
+        }
+        self.scan_soon(n);
+        Witness { disk: now.disk, sum: 0 }
+    }
+
     /// Tells the core of changes that were just made. What it does not understand is left to a scan.
     pub(crate) fn change(&mut self, n: usize, changes: Vec<Change>) -> Vec<Result<InodeId, Refused>> {
         let count = changes.len();
@@ -323,19 +341,35 @@ impl World {
     pub(crate) fn content_change(&mut self, n: usize, inode: InodeId, ino: Ino) -> Option<Change> {
         let i = self.hosts[n].fs.get(ino)?;
         let (content, mtime) = (i.content, i.attrs.mtime);
-        let witness = self.witness(n, ino);
+        // Attributes that somebody changed behind the mount are nobody's yet.
+        let witness = match self.odd_attrs(n, inode, ino) {
+            true => self.witness_after(n, ino, false),
+            false => self.witness(n, ino),
+        };
         let inline = content.size > 0 && content.size <= INLINE_CONTENT_MAX_BYTES;
         let payload = inline.then(|| self.process(n).pool.give(content));
         Some(Change::Content { inode, size: content.size, digest: content.digest(), mtime, witness, payload })
     }
 
+    /// The attributes on disk are not those that the tree knows, or expects to change soon.
+    fn odd_attrs(&self, n: usize, inode: InodeId, ino: Ino) -> bool {
+        let host = &self.hosts[n];
+        let (Some(p), Some(i)) = (host.process.as_ref(), host.fs.get(ino)) else { return false };
+        let view = p.node.view();
+        let tree = view.tree();
+        let Some(info) = tree.info(inode) else { return false };
+        let same = |a: &Attrs, b: &Attrs| (a.mode, a.uid, a.gid) == (b.mode, b.uid, b.gid);
+        let xattrs = tree.xattrs(inode).into_iter().collect();
+        !info.attrs_held || !same(&info.attrs, &i.attrs) || i.xattrs != xattrs
+    }
+
     fn link(&mut self, n: usize, direct: bool, from: &str, to: &str) -> Result<(), FsError> {
         let ino = self.target(n, from)?.ino.ok_or(FsError::Missing)?;
         let t = self.target(n, to)?;
-        let inode = self.inode_of(n, ino);
+        let (inode, seen) = (self.inode_of(n, ino), self.as_seen(n, ino));
         self.hosts[n].fs.apply(FsOp::Link { ino, parent: t.dir, name: t.name.clone() })?;
         if !direct {
-            let witness = self.witness(n, ino);
+            let witness = self.witness_after(n, ino, seen);
             match (inode, self.inode_of(n, t.dir)) {
                 (Some(inode), Some(parent)) => {
                     self.change(n, vec![Change::Link { inode, parent, name: t.name, witness }]);
@@ -353,8 +387,9 @@ impl World {
             return Ok(());
         }
         let known = (self.inode_of(n, a.dir), self.inode_of(n, b.dir));
+        let both = [Some(moved), b.ino].into_iter().flatten();
         let inodes: Vec<(Ino, Option<InodeId>)> =
-            [Some(moved), b.ino].into_iter().flatten().map(|ino| (ino, self.inode_of(n, ino))).collect();
+            both.filter(|ino| self.as_seen(n, *ino)).map(|ino| (ino, self.inode_of(n, ino))).collect();
         let replaced = b
             .ino
             .filter(|_| !exchange)
@@ -383,7 +418,8 @@ impl World {
         Ok(())
     }
 
-    /// Renaming and linking move an object's change time: the host looks at it once more, so that nobody else is blamed.
+    /// Renaming and linking move an object's change time: the host looks once more at what was as it had seen it before, so
+    /// that nobody else is blamed.
     fn touch(&mut self, n: usize, inodes: &[(Ino, Option<InodeId>)]) {
         let mut changes = Vec::new();
         for (ino, inode) in inodes {
@@ -397,7 +433,7 @@ impl World {
     fn remove(&mut self, n: usize, direct: bool, dir: Ino, name: &Name) -> Result<(), FsError> {
         let ino = self.hosts[n].fs.child(dir, name).ok_or(FsError::Missing)?;
         let parent = self.inode_of(n, dir);
-        let inode = self.inode_of(n, ino);
+        let inode = self.inode_of(n, ino).filter(|_| self.as_seen(n, ino));
         if self.hosts[n].fs.get(ino).is_some_and(|i| i.children.is_empty()) {
             self.seen_off(n, ino);
         }
@@ -418,9 +454,10 @@ impl World {
 
     fn attr(&mut self, n: usize, direct: bool, path: &str, attr: Attr) -> Result<(), FsError> {
         let ino = self.target(n, path)?.ino.ok_or(FsError::Missing)?;
+        let seen = self.as_seen(n, ino);
         self.hosts[n].fs.apply(FsOp::Attr { ino, attr: attr.clone() })?;
         if !direct {
-            let witness = self.witness(n, ino);
+            let witness = self.witness_after(n, ino, seen);
             match self.inode_of(n, ino) {
                 Some(inode) => {
                     self.change(n, vec![Change::Attr { inode, attr, witness }]);

@@ -814,6 +814,7 @@ impl World {
             log_busy: self.now,
             writers: BTreeMap::new(),
             opened: BTreeMap::new(),
+            looks: BTreeSet::new(),
             scan_queued: false,
             steps: 0,
             steps_now: (self.now, 0),
