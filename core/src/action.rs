@@ -2,9 +2,10 @@
 
 use crate::event::Witness;
 use crate::ids::{EntryId, InodeId, IoToken, LinkId, Name, OpToken, PayloadId, ReplicaId};
-use crate::message::{MemberInfo, Message};
+use crate::message::{Frontier, MemberInfo, Message};
 use crate::op::{Attrs, ContentDigest, Kind, Op, Payload};
 use crate::time::{Deadline, Stamp};
+use crate::tree::StateRecord;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -316,6 +317,16 @@ pub enum LogRecord {
         /// The copy.
         copy: InodeId,
     },
+    /// A peer's account of some inodes was merged, and some of it may stand in `backing` from now on. It does not count as known
+    /// before a checkpoint has it.
+    State {
+        /// What the peer says.
+        records: Vec<StateRecord>,
+        /// What the peer knew when it said so.
+        context: Frontier,
+    },
+    /// A peer that knew all about these inodes no longer had them: they were forgotten.
+    Absent(Vec<InodeId>),
 }
 
 /// Answers to requests.

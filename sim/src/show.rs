@@ -41,6 +41,11 @@ pub fn record(r: &LogRecord) -> String {
         }
         LogRecord::Life(l) => format!("life {l:?}"),
         LogRecord::Member(m) => format!("member {} {:?} left {}", m.name, m.incarnation, m.left),
+        LogRecord::State { records, .. } => {
+            let inodes: Vec<String> = records.iter().map(|r| short(&r.inode)).collect();
+            format!("state of {}", inodes.join(" "))
+        }
+        LogRecord::Absent(inodes) => format!("absent {}", inodes.iter().map(short).collect::<Vec<_>>().join(" ")),
         LogRecord::Kept { inode, lost, copy } => format!("kept {} {} as {}", short(inode), lost.time.0, short(copy)),
     }
 }

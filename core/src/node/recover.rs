@@ -8,7 +8,7 @@ use crate::bug::Bug;
 use crate::config::{Config, Ending, Recovered};
 use crate::ids::{Incarnation, InodeId, ReplicaId};
 use crate::member::Members;
-use crate::message::{Frontier, MemberInfo};
+use crate::message::{Frontier, MemberInfo, covers};
 use crate::mirror::content::Content;
 use crate::mirror::handles::Handles;
 use crate::mirror::history::History;
@@ -98,6 +98,13 @@ impl Node {
             }
             tree.replay(record);
             match record {
+                LogRecord::State { records, context } => {
+                    let known = history.frontier();
+                    for r in records {
+                        clock = r.stamps().fold(clock, |c, s| c.max(s.time));
+                        tree.merge(r, &|s| covers(context, s), &|s| covers(&known, s));
+                    }
+                }
                 LogRecord::Op { op, .. } => {
                     clock = clock.max(op.time);
                     replay_op(op, &mut history, &mut content, &mut handles, &mut touched);
@@ -109,9 +116,10 @@ impl Node {
                 LogRecord::Member(info) => {
                     members.insert(info.replica, info.clone());
                 }
-                LogRecord::Holds { .. } | LogRecord::Stands { .. } | LogRecord::Kept { .. } => {}
+                LogRecord::Holds { .. } | LogRecord::Stands { .. } | LogRecord::Kept { .. } | LogRecord::Absent(_) => {}
             }
         }
+        tree.finish_replay();
         for m in history.frontier() {
             clock = clock.max(m.time);
             history.set_durable(m.origin, (m.seq, m.time));
@@ -183,6 +191,7 @@ impl Node {
         for inode in touched {
             node.settle(inode);
         }
+        node.note_lacking();
         node.first_io.append(&mut node.out.io);
         node.first_life = fresh.then_some(life);
         if !damage.is_empty() {
@@ -191,6 +200,19 @@ impl Node {
             node.first_words = Some(format!("{n} damaged parts in the checkpoint: {}", damage.join("; ")));
         }
         node
+    }
+
+    /// Operations that a checkpoint covers, or that came by state, do not say whether their content is here: what is not must
+    /// be had before anything is acknowledged again.
+    fn note_lacking(&mut self) {
+        for (inode, version) in self.tree.lacking() {
+            if !self.content.has(inode, version) && !self.history.missing_of(inode).contains(&version) {
+                self.state_missing.insert((inode, version));
+            }
+        }
+        if !self.state_missing.is_empty() {
+            self.content_cap = self.history.frontier().iter().map(|m| (m.origin, 0)).collect();
+        }
     }
 
     /// What the checkpoint should say, given what its pages cover.

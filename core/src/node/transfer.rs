@@ -1,7 +1,7 @@
 //! State transfer: see [`crate::mirror::state`].
 
 use super::Node;
-use crate::action::Send;
+use crate::action::{LogRecord, Send};
 use crate::ids::{InodeId, LinkId, ReplicaId};
 use crate::limits::STATE_RECORDS_PER_MESSAGE_MAX;
 use crate::message::{Frontier, Mark, Message, covers};
@@ -154,6 +154,9 @@ impl Node {
         }
         let boundary = r.todo.len().is_multiple_of(BUCKETS_PER_WANT) || r.todo.is_empty();
         let ours = self.history.frontier();
+        if !records.is_empty() {
+            self.log(LogRecord::State { records: records.clone(), context: context.clone() });
+        }
         for record in &records {
             for stamp in record.stamps() {
                 self.clock.observe(stamp.time);
@@ -179,6 +182,7 @@ impl Node {
     fn drop_absent(&mut self, bucket: u32, seen: Vec<InodeId>, context: &Frontier) {
         let seen: BTreeSet<InodeId> = seen.into_iter().collect();
         let mut after = None;
+        let mut absent = Vec::new();
         loop {
             let page = self.tree.records(2, bucket, after, STATE_RECORDS_PER_MESSAGE_MAX);
             let Some(end) = page.last().map(|r| r.inode) else { break };
@@ -190,8 +194,12 @@ impl Node {
                 {
                     self.tree.absent(record.inode);
                     self.settle(record.inode);
+                    absent.push(record.inode);
                 }
             }
+        }
+        if !absent.is_empty() {
+            self.log(LogRecord::Absent(absent));
         }
     }
 

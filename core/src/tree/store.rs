@@ -335,7 +335,18 @@ impl Tree {
                     self.settle();
                 }
             }
-            LogRecord::Member(_) | LogRecord::Life(_) => {}
+            LogRecord::Absent(inodes) => inodes.iter().for_each(|i| self.absent(*i)),
+            // Merged by the owner, who knows what was known then.
+            LogRecord::State { .. } | LogRecord::Member(_) | LogRecord::Life(_) => {}
+        }
+    }
+
+    /// All of the log is in. What seems to stand in a directory that stands nowhere does not stand there.
+    pub fn finish_replay(&mut self) {
+        let astray: Vec<u32> =
+            self.entries.keys().filter(|e| self.seat_dir(*e).is_some_and(|d| !self.dir_stands(d))).collect();
+        for e in astray {
+            self.lose(e, &mut Vec::new());
         }
     }
 }

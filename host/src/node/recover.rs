@@ -136,7 +136,12 @@ fn suspects(log: &[(u64, LogRecord)]) -> BTreeSet<InodeId> {
             LogRecord::Holds { inode, .. } => {
                 found.insert(*inode);
             }
-            LogRecord::Stands { .. } | LogRecord::Member(_) | LogRecord::Kept { .. } | LogRecord::Life(_) => {}
+            LogRecord::State { records, .. } => found.extend(records.iter().map(|r| r.inode)),
+            LogRecord::Stands { .. }
+            | LogRecord::Absent(_)
+            | LogRecord::Member(_)
+            | LogRecord::Kept { .. }
+            | LogRecord::Life(_) => {}
         }
     }
     found

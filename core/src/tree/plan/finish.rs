@@ -199,6 +199,25 @@ impl Tree {
         self.heads_due.extend(self.heads.iter().copied());
     }
 
+    /// Versions that are wanted here and are not in their file on disk. O(n).
+    pub fn lacking(&self) -> Vec<(InodeId, Stamp)> {
+        let mut out = Vec::new();
+        for i in self.inodes.keys().filter(|i| self.inodes[*i].tag == Tag::File) {
+            let (version, size, _) = self.winner(i);
+            let due = size > 0 && (self.held(i).stamp != version || !self.on_disk(i));
+            if due && self.entries_of(i).iter().any(|e| self.entries[*e].has(LIVE)) {
+                out.push((self.id_of(i), version));
+            }
+        }
+        let held = |i: u32, v: Stamp| self.held(i).stamp == v && self.on_disk(i);
+        let heads = self
+            .heads
+            .iter()
+            .filter(|(i, v)| !held(*i, *v) && self.versions.get(&(*i, *v)).is_some_and(|v| v.size > 0));
+        out.extend(heads.map(|(i, v)| (self.id_of(*i), *v)));
+        out
+    }
+
     /// Whether staged bytes of this version may still be asked for.
     pub fn wants(&self, inode: InodeId, version: Stamp) -> bool {
         let Some(i) = self.inode_of(inode) else { return false };
