@@ -254,6 +254,9 @@ impl World {
                     self.user(n, false, &crate::plan::UserOp::Close(path));
                 }
             }
+            if self.hosts[n].process.as_ref().is_some_and(|p| p.stopping) {
+                self.stop(n, Ending::Clean);
+            }
             self.start(n);
         }
     }

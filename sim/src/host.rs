@@ -109,6 +109,8 @@ pub struct Process {
     pub opened: BTreeMap<String, Ino>,
     /// What a scan has to look at whatever its witness says.
     pub looks: BTreeSet<InodeId>,
+    /// It was asked to stop.
+    pub stopping: bool,
     /// A scan is in the queue.
     pub scan_queued: bool,
     /// Steps made.

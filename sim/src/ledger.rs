@@ -4,6 +4,7 @@
 //! promised to anybody. It knows nothing of operations, stamps or trees.
 
 use crate::content::Content;
+use ice_core::ids::Name;
 use ice_core::time::Instant;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +37,10 @@ pub struct Ledger {
     versions: Vec<Version>,
     /// The last version of each token.
     by_token: BTreeMap<u32, Vec<usize>>,
+    /// Who wrote over or deleted bytes, by token.
+    enders: BTreeMap<u32, BTreeSet<usize>>,
+    /// Of files with several names, by token: the most names seen, and which were taken away on which node.
+    unnamed: BTreeMap<u32, (u32, BTreeSet<(Name, usize)>)>,
 }
 
 impl Ledger {
@@ -58,9 +63,25 @@ impl Ledger {
         });
     }
     /// A user who saw these bytes wrote over them or deleted them.
-    pub fn ended(&mut self, content: Content) {
+    pub fn ended(&mut self, content: Content, node: usize) {
+        self.enders.entry(content.token).or_default().insert(node);
         for i in self.by_token.get(&content.token).into_iter().flatten() {
             self.versions[*i].ended = true;
+        }
+    }
+    /// A user on `node` who saw these bytes under `links` names took one of them away: the last, or one of several. Users who
+    /// take away different names of one file at once, until none is left, deleted it together.
+    pub fn unnamed(&mut self, content: Content, node: usize, name: &Name, links: u32) {
+        if links <= 1 {
+            return self.ended(content, node);
+        }
+        let (most, gone) = self.unnamed.entry(content.token).or_default();
+        *most = (*most).max(links);
+        gone.insert((name.clone(), node));
+        let names: BTreeSet<&Name> = gone.iter().map(|(name, _)| name).collect();
+        let several = gone.iter().any(|(_, n)| *n != node);
+        if several && names.len() >= *most as usize {
+            self.ended(content, node);
         }
     }
     /// Versions of `content` that `node` wrote and that were not ended.
@@ -77,7 +98,9 @@ impl Ledger {
     pub fn crashed(&mut self, node: usize, held: &BTreeSet<u32>) {
         for v in &mut self.versions {
             v.orphan |= v.node == node;
-            if v.orphan && !v.ended && v.copies == 0 && !held.contains(&v.content.token) {
+            // Equal bytes in another file say nothing about this one.
+            let shared = self.by_token.get(&v.content.token).is_some_and(|all| all.len() > 1);
+            if v.orphan && !v.ended && v.copies == 0 && (shared || !held.contains(&v.content.token)) {
                 v.excused = true;
             }
         }
@@ -91,9 +114,15 @@ impl Ledger {
             }
         }
     }
+    /// Who writes bytes that were there before, while somebody else who saw them writes others, changed nothing.
+    fn changed_nothing(&self, v: &Version) -> bool {
+        let again = self.by_token.get(&v.content.token).is_some_and(|all| all.len() > 1);
+        again && self.enders.get(&v.content.token).is_some_and(|who| who.iter().any(|n| *n != v.node))
+    }
     /// Versions that should be there but are not among `present`.
     pub fn missing<'a>(&'a self, present: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Version> + 'a {
-        self.versions.iter().filter(|v| !v.ended && !v.excused && !present.contains(&v.content.token))
+        let gone = self.versions.iter().filter(|v| !v.ended && !v.excused && !present.contains(&v.content.token));
+        gone.filter(|v| !self.changed_nothing(v))
     }
     /// True if no user could have written these bytes.
     pub fn is_foreign(&self, content: Content) -> bool {

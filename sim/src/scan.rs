@@ -7,9 +7,9 @@ use crate::exec::limbo_name;
 use crate::found::spot;
 use crate::fs::{FsOp, Ino, ROOT, WORK};
 use crate::world::World;
-use ice_core::action::Spot;
+use ice_core::action::{Refused, Spot};
 use ice_core::config::Ending;
-use ice_core::event::{Admin, Change, Event};
+use ice_core::event::{Admin, Change, Event, Witness};
 use ice_core::ids::{InodeId, Name};
 use ice_core::op::{Attr, Kind};
 use ice_core::tree::Tree;
@@ -129,19 +129,17 @@ impl World {
             }
             let Some(i) = self.hosts[n].fs.get(*ino) else { continue };
             let (kind, attrs, witness) = (i.kind.clone(), i.attrs, self.witness(n, *ino));
-            let content = i.content;
+            let has_bytes = i.content.size > 0;
+            let xattrs: Vec<_> = i.xattrs.clone().into_iter().collect();
+            // Until its bytes are told, they are not known.
+            let unknown = Witness { disk: witness.disk, sum: 0 };
             let (parent, name) = place.clone();
-            let change = Change::Create { parent, name, kind, attrs, witness };
-            let again = self.report(n, vec![change], place, refused);
-            if content.size > 0
-                && let Some(inode) = self.inode_of(n, *ino)
-                && let Some(change) = self.content_change(n, inode, *ino)
-            {
-                self.change(n, vec![change]);
-            }
-            let xattrs: Vec<_> = self.hosts[n].fs.get(*ino).map(|i| i.xattrs.clone()).into_iter().flatten().collect();
-            if let Some(inode) = self.inode_of(n, *ino).filter(|_| !xattrs.is_empty()) {
-                let witness = self.witness(n, *ino);
+            let create =
+                Change::Create { parent, name, kind, attrs, witness: if has_bytes { unknown } else { witness } };
+            let results = self.tell_found(n, vec![create], place, refused);
+            let Some(Ok(inode)) = results.first().copied() else { return !results.is_empty() };
+            if !xattrs.is_empty() {
+                let witness = if has_bytes { unknown } else { witness };
                 let changes = xattrs.into_iter().map(|(name, v)| {
                     let value = Some(serde_bytes::ByteBuf::from(v.into_vec()));
                     Change::Attr { inode, attr: Attr::Xattr { name, value }, witness }
@@ -149,7 +147,10 @@ impl World {
                 let changes = changes.collect();
                 self.change(n, changes);
             }
-            return again;
+            if let Some(change) = self.content_change(n, inode, *ino).filter(|_| has_bytes) {
+                self.change(n, vec![change]);
+            }
+            return true;
         }
         let mut any = false;
         for (_, inode, ino) in &found.both {
@@ -161,13 +162,23 @@ impl World {
     }
 
     fn report(&mut self, n: usize, changes: Vec<Change>, place: &Place, refused: &mut BTreeSet<Place>) -> bool {
+        !self.tell_found(n, changes, place, refused).is_empty()
+    }
+
+    fn tell_found(
+        &mut self,
+        n: usize,
+        changes: Vec<Change>,
+        place: &Place,
+        refused: &mut BTreeSet<Place>,
+    ) -> Vec<Result<InodeId, Refused>> {
         self.sometimes.saw("scan found a change");
         self.tell(|| format!("n{} scan: {changes:?}", n + 1));
         let results = self.change(n, changes);
         if results.is_empty() || results.iter().any(Result::is_err) {
             refused.insert(place.clone());
         }
-        !results.is_empty()
+        results
     }
 
     /// What the tree believes and what the disk holds, side by side.
@@ -240,6 +251,18 @@ impl World {
             }
             for (name, ino) in names {
                 found.extra.push(((dir, name), on_disk.unwrap_or(ROOT), ino));
+            }
+        }
+        // An object that was moved away left its name to another, which is no edition of it.
+        let moved: BTreeSet<Ino> = found.extra.iter().map(|(_, _, ino)| *ino).collect();
+        let both = std::mem::take(&mut found.both);
+        for (place, inode, ino) in both {
+            let believed = tree.info(inode).map_or(0, |i| i.witness.disk);
+            if believed != ino && moved.contains(&believed) {
+                found.missing.push((place.clone(), inode));
+                found.extra.push((place, ROOT, ino));
+            } else {
+                found.both.push((place, inode, ino));
             }
         }
         found

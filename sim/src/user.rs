@@ -229,10 +229,10 @@ impl World {
     }
 
     /// Somebody who sees this object takes away one of its names.
-    fn seen_off(&mut self, n: usize, ino: Ino) {
-        if let Some(i) = self.hosts[n].fs.get(ino).filter(|i| i.kind.is_file() && i.links == 1) {
-            let content = i.content;
-            self.ledger.ended(content);
+    fn seen_off(&mut self, n: usize, ino: Ino, name: &Name) {
+        if let Some(i) = self.hosts[n].fs.get(ino).filter(|i| i.kind.is_file()) {
+            let (content, links) = (i.content, i.links);
+            self.ledger.unnamed(content, n, name, links);
         }
     }
 
@@ -289,9 +289,12 @@ impl World {
             }
             return Err(e);
         }
-        self.ledger.ended(before);
-        let (now, name) = (self.now, self.hosts[n].name.clone());
-        self.ledger.wrote(content, n, now, &name);
+        // Who writes what is there already wrote nothing that could be lost.
+        if content != before {
+            self.ledger.ended(before, n);
+            let (now, name) = (self.now, self.hosts[n].name.clone());
+            self.ledger.wrote(content, n, now, &name);
+        }
         if let Some(w) = self.hosts[n].process.as_mut().and_then(|p| p.writers.get_mut(&ino)).filter(|_| !direct) {
             w.dirty = true;
         }
@@ -402,7 +405,7 @@ impl World {
             exchange,
         })?;
         if let Some(content) = replaced {
-            self.ledger.ended(content);
+            self.ledger.ended(content, n);
         }
         if !direct {
             match known {
@@ -435,7 +438,7 @@ impl World {
         let parent = self.inode_of(n, dir);
         let inode = self.inode_of(n, ino).filter(|_| self.as_seen(n, ino));
         if self.hosts[n].fs.get(ino).is_some_and(|i| i.children.is_empty()) {
-            self.seen_off(n, ino);
+            self.seen_off(n, ino, name);
         }
         self.hosts[n].fs.apply(FsOp::Remove { parent: dir, name: name.clone() })?;
         if !direct {

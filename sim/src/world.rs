@@ -815,12 +815,14 @@ impl World {
             writers: BTreeMap::new(),
             opened: BTreeMap::new(),
             looks: BTreeSet::new(),
+            stopping: false,
             scan_queued: false,
             steps: 0,
             steps_now: (self.now, 0),
         }));
         host.power = Power::Up;
-        host.recovering = host.incarnation.0 > 1;
+        // What a new replica finds is taken in.
+        host.recovering = host.incarnation.0 > 1 || !host.fs.list(crate::fs::ROOT).is_empty();
         host.scars = (host.ending == Ending::MachineCrash).then_some(u64::MAX);
         host.fs.clear_scratch();
         let epoch = host.epoch;
@@ -839,6 +841,7 @@ impl World {
         if !self.hosts[n].is_up() {
             return;
         }
+        self.process(n).stopping = true;
         self.hand(n, Event::Admin(Admin::Stop));
         let epoch = self.hosts[n].epoch;
         self.queue.put(self.now.after(Span::ms(200)), Ev::Finish(n, epoch));

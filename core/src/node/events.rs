@@ -11,7 +11,7 @@ use crate::mirror::content::Verdict;
 use crate::mirror::outgoing::Outgoing;
 use crate::op::{Op, OpBody, Payload};
 use crate::time::{Span, Stamp};
-use crate::tree::LocalOp;
+use crate::tree::{Bygone, LocalOp};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -89,10 +89,10 @@ impl Node {
             return Ok(Sighting::Unknown); // No crash can have taken it.
         }
         let (lost, removed) = match &self.unproven {
-            Some(u) => (true, &u.removed[..]),
-            None => (false, &[][..]),
+            Some(u) => (true, Bygone { removed: &u.removed, replaced: &u.replaced }),
+            None => (false, Bygone::default()),
         };
-        let seen = self.tree.found(found, lost, removed)?;
+        let seen = self.tree.found(found, lost, &removed)?;
         for record in seen.records {
             self.log(record);
         }
@@ -323,15 +323,15 @@ impl Node {
     }
 
     /// Every connected member says that it has not got a version. If that is all members, it is given up: a losing version at
-    /// once, a winning one by whoever issued it in a life that a crash has ended (its bytes were lost with that life), or
-    /// by the first of all if it was nobody who is a member now. In the present life of its issuer the bytes may only wait for
-    /// room on the disk, and a member that is away may have them.
+    /// once, a winning one by whoever issued it (its bytes were lost in a crash, or it was deleted by somebody who saw it while
+    /// somebody who did not moved the file), or by the first of all if it was nobody who is a member now. While its issuer
+    /// lives on, the others leave it to him, and a member that is away may have it.
     fn nobody_has(&mut self, inode: InodeId, version: Stamp, rounds: u32, up: &[crate::ids::ReplicaId]) {
         let others: Vec<_> = self.members.peers.values().map(|p| &p.info).filter(|i| !i.left).collect();
         if !others.iter().all(|i| up.contains(&i.replica)) {
             return;
         }
-        let present = version.replica == self.life() || others.iter().any(|i| i.life == version.replica);
+        let present = others.iter().any(|i| i.life == version.replica);
         let mine = self.lives.contains(&version.replica);
         let first = others.iter().all(|i| self.config.replica < i.replica);
         self.tree.give_up_head(inode, version);

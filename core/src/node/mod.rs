@@ -138,6 +138,8 @@ struct Unproven {
     versions: BTreeSet<(InodeId, Stamp)>,
     /// What was removed since the last checkpoint: `backing` may show it again.
     removed: Vec<Removed>,
+    /// Editions of files that were replaced by others since then.
+    replaced: Vec<Removed>,
 }
 
 /// When the scan after a crash has to be over.

@@ -94,6 +94,9 @@ impl Node {
                     LogRecord::Stands { entry, spot: None } => Some(*entry),
                     _ => None,
                 };
+                if let LogRecord::Holds { inode, witness, .. } = record {
+                    u.replaced.extend(tree.outdated(*inode, witness.disk));
+                }
                 u.removed.extend(gone.and_then(|e| tree.leaving(e)).filter(|r| r.witness.disk != 0));
             }
             tree.replay(record);

@@ -32,6 +32,15 @@ pub struct Removed {
     pub bytes: Option<(u64, ContentDigest)>,
 }
 
+/// What a machine crash may have brought back: what was removed, and older editions of files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bygone<'a> {
+    /// Removed lately.
+    pub removed: &'a [Removed],
+    /// Replaced lately by another edition of the same file.
+    pub replaced: &'a [Removed],
+}
+
 /// What came of showing something to the tree.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seen {
@@ -44,7 +53,7 @@ pub struct Seen {
 impl Tree {
     /// Takes note of what a scan found, as far as it needs no operation. With `lost` disk may also have gone back to an earlier
     /// state (the machine crashed), and `removed` names what such a crash may have brought back.
-    pub fn found(&mut self, found: &Found, lost: bool, removed: &[Removed]) -> Result<Seen, Refused> {
+    pub fn found(&mut self, found: &Found, lost: bool, removed: &Bygone<'_>) -> Result<Seen, Refused> {
         let mut records = Vec::new();
         let here = match &found.at {
             Spot::Limbo(_) => Seat::Limbo,
@@ -95,7 +104,7 @@ impl Tree {
         found: &Found,
         thing: &Thing,
         lost: bool,
-        removed: &[Removed],
+        removed: &Bygone<'_>,
         records: &mut Vec<LogRecord>,
     ) -> Sighting {
         let known = thing.object.and_then(|o| self.inode_of(o)).filter(|j| self.kind(*j).as_ref() == Some(&thing.kind));
@@ -368,15 +377,17 @@ impl Tree {
         known: Option<u32>,
         at: (InodeId, &Name),
         thing: &Thing,
-        removed: &[Removed],
+        removed: &Bygone<'_>,
     ) -> Option<Sighting> {
         let file = thing.kind == Kind::File;
         let mut sighting = None;
-        for r in removed.iter().filter(|r| r.witness.disk == thing.disk) {
+        for r in removed.removed.iter().chain(removed.replaced).filter(|r| r.witness.disk == thing.disk) {
             let same_bytes = !file || r.bytes.is_none_or(|b| b == thing.bytes);
             let sure = file && thing.bytes.0 > 0 && r.bytes == Some(thing.bytes);
             match (r.parent, &r.name) == at {
                 true if same_bytes => return Some(Sighting::Removed),
+                // As it was before it was written and removed.
+                true if file => sighting = Some(Sighting::Aside),
                 // Of a file that has other names only the one was removed.
                 false if known.is_none() && sure => return Some(Sighting::Removed),
                 false if known.is_none() && same_bytes => sighting = Some(Sighting::Aside),
@@ -430,6 +441,20 @@ impl Tree {
         self.settle();
         self.call_heads(i);
         records.push(LogRecord::Stands { entry: self.entries[e].id(), spot: None });
+    }
+
+    /// What is about to be replaced by the edition with this disk number, as a crash might bring it back.
+    pub fn outdated(&self, inode: InodeId, disk: u64) -> Vec<Removed> {
+        let Some(i) = self.inode_of(inode).filter(|i| self.inodes[*i].tag == Tag::File) else { return Vec::new() };
+        let (witness, bytes) = (self.inodes[i].witness, self.held(i).bytes);
+        if witness.disk == 0 || witness.disk == disk {
+            return Vec::new();
+        }
+        let spots = self.seats(i).into_iter().filter_map(|(_, seat)| match seat {
+            Seat::At(p, name) => Some(Removed { parent: self.id_of(p), name, witness, bytes }),
+            Seat::Limbo => None,
+        });
+        spots.collect()
     }
 
     /// What is about to be taken from disk by this record, as a crash might bring it back. For the replay of the log.

@@ -247,6 +247,7 @@ impl Tree {
         Some(LocalOutcome { inode: copy, ops: done, records })
     }
 
+    /// The content comes first: if a crash takes what follows, nobody takes the bytes for safe in a copy that has none.
     fn copy_ops(
         &self,
         i: u32,
@@ -271,7 +272,7 @@ impl Tree {
             let attr = Attr::Xattr { name: name.into(), value };
             OpBody::SetAttr { inode, attr }
         });
-        [place, content].into_iter().chain(xattrs).map(|body| (mint(), body)).collect()
+        [content, place].into_iter().chain(xattrs).map(|body| (mint(), body)).collect()
     }
 
     /// The bytes of a losing version were given a name of their own on disk.
@@ -307,12 +308,22 @@ impl Tree {
                 }
             }
         } else {
+            let mut version = Stamp::ZERO;
             for (stamp, body) in self.copy_ops(i, v, entry, dir, name, mint) {
-                self.integrate_here(stamp, &body, witness);
-                ops.push(LocalOp { stamp, body, here: Some(witness) });
+                let here = if let OpBody::SetContent { .. } = body {
+                    // There is no file yet that could hold it.
+                    self.integrate(stamp, &body);
+                    version = stamp;
+                    None
+                } else {
+                    self.integrate_here(stamp, &body, witness);
+                    Some(witness)
+                };
+                ops.push(LocalOp { stamp, body, here });
             }
             // The file's own attributes went with its bytes; those that the copy was announced with may differ.
             if let Some(c) = self.inode_of(copy) {
+                self.set_held(c, version, None);
                 self.inodes[c].set(ATTR_DUE, true);
                 self.call_inode(c);
                 records.push(self.holds_record(c));

@@ -66,7 +66,14 @@ impl Tree {
                 self.set_torn(i);
                 self.inodes[i].witness = *witness;
                 self.inodes[i].set(ATTR_DUE, true);
-                issue.records.push(self.holds_record(i));
+                // The log cannot say that the bytes are nobody's: after another crash they are to be looked at again.
+                let unseen = Witness { disk: witness.disk, sum: 0 };
+                issue.records.push(LogRecord::Holds {
+                    inode: *inode,
+                    version: Stamp::ZERO,
+                    witness: unseen,
+                    attrs: false,
+                });
                 self.call_inode(i);
                 self.call_heads(i);
                 i

@@ -64,7 +64,7 @@ pub use api::{
     Ticket, Version, XattrRecord,
 };
 
-pub use found::{Removed, Seen};
+pub use found::{Bygone, Removed, Seen};
 
 use crate::action::Source;
 use crate::ids::{EntryId, InodeId};

@@ -202,10 +202,11 @@ impl Tree {
     /// Versions that are wanted here and are not in their file on disk. O(n).
     pub fn lacking(&self) -> Vec<(InodeId, Stamp)> {
         let mut out = Vec::new();
-        for i in self.inodes.keys().filter(|i| self.inodes[*i].tag == Tag::File) {
+        for i in self.inodes.keys().filter(|i| matches!(self.inodes[*i].tag, Tag::File | Tag::Unknown)) {
             let (version, size, _) = self.winner(i);
             let due = size > 0 && (self.held(i).stamp != version || !self.on_disk(i));
-            if due && self.entries_of(i).iter().any(|e| self.entries[*e].has(LIVE)) {
+            let entries = self.entries_of(i);
+            if due && (entries.is_empty() || entries.iter().any(|e| self.entries[*e].has(LIVE))) {
                 out.push((self.id_of(i), version));
             }
         }
@@ -223,7 +224,10 @@ impl Tree {
         let Some(i) = self.inode_of(inode) else { return false };
         let missing = |i: u32, v: Stamp| {
             let due = self.winner(i).0 == v && (self.held(i).stamp != v || !self.on_disk(i));
-            (due && self.entries_of(i).iter().any(|e| self.entries[*e].has(LIVE))) || self.work.is_busy(i)
+            let entries = self.entries_of(i);
+            // Content may come before the name it belongs to.
+            let named = entries.is_empty() || entries.iter().any(|e| self.entries[*e].has(LIVE));
+            (due && named) || self.work.is_busy(i)
         };
         let copy = || self.copy_of(inode, version).and_then(|c| self.inode_of(c));
         missing(i, version)
