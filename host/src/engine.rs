@@ -204,8 +204,13 @@ impl Engine {
 
     /// Hands in one event.
     pub fn event(&self, event: Event) {
+        self.events([event]);
+    }
+
+    /// Hands in events, in this order.
+    pub fn events(&self, events: impl IntoIterator<Item = Event>) {
         let mut inner = self.lock();
-        inner.events.push_back(event);
+        inner.events.extend(events);
         self.run(&mut inner, STEPS_PER_CALL);
     }
 

@@ -4,13 +4,13 @@
 //! one rename (or link, or unlink), and its completion is handed in, so that nobody who holds the lock later sees a disk and
 //! a tree that differ.
 
-use super::Shared;
 use super::hints::Hints;
 use super::make::{Made, Xattrs};
 use super::meta::{self, Raw};
 use super::opens::base_ino;
 use super::resolve::is_hidden;
 use super::settle::Expect;
+use super::{Ns, Shared};
 use crate::digest;
 use crate::vfs::Stale;
 use ice_core::action::{Apply, Io, Over, Source, Spot};
@@ -28,6 +28,10 @@ use std::sync::Arc;
 
 /// Objects found where one was to be made are compared byte by byte up to this size; larger ones are left to the scan.
 const COMPARE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Actions that a worker takes at once.
+pub(crate) const APPLY_BATCH: usize = 32;
+/// Changes made under the namespace lock before somebody else gets it.
+const APPLY_LOCKED: usize = 8;
 
 /// What a change came to.
 struct Done {
@@ -69,61 +73,98 @@ pub(crate) fn rename_new(from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u
 impl Shared {
     /// A worker's life.
     pub(crate) fn run_jobs(&self) {
-        while let Some(io) = self.jobs.pop() {
-            match io {
-                Io::Apply { token, apply } => self.apply(token, &apply),
-                Io::Stage { token, payload, inode, version } => {
-                    let result = match self.stage(&payload, inode, version) {
-                        Ok(()) => IoResult::Fetched,
-                        Err(e) => IoResult::Failed(e),
-                    };
-                    if let Ok(port) = self.port() {
-                        port.complete(token, result);
+        let mut jobs = Vec::new();
+        let mut applies = Vec::new();
+        while self.jobs.pop(&mut jobs) {
+            for io in jobs.drain(..) {
+                match io {
+                    Io::Apply { token, apply } => applies.push((token, apply)),
+                    Io::Stage { token, payload, inode, version } => {
+                        self.apply_all(&mut applies);
+                        let result = match self.stage(&payload, inode, version) {
+                            Ok(()) => IoResult::Fetched,
+                            Err(e) => IoResult::Failed(e),
+                        };
+                        if let Ok(port) = self.port() {
+                            port.complete(token, result);
+                        }
                     }
+                    Io::Unstage { inode, version } => {
+                        self.apply_all(&mut applies);
+                        self.unstage(inode, version);
+                    }
+                    // `submit` lets nothing else in.
+                    other => tracing::error!(?other, "not an action of the volume"),
                 }
-                Io::Unstage { inode, version } => self.unstage(inode, version),
-                // `submit` lets nothing else in.
-                other => tracing::error!(?other, "not an action of the volume"),
             }
+            self.apply_all(&mut applies);
         }
     }
 
-    fn apply(&self, token: IoToken, apply: &Apply) {
-        let Ok(port) = self.port() else { return };
-        // Whole before it gets its place.
-        let made = match apply {
-            Apply::Make { kind, attrs, xattrs, source, .. } => self.make_aside(kind, attrs, xattrs, source).map(Some),
-            Apply::Install { source, attrs, xattrs, .. } => {
-                self.make_aside(&Kind::File, attrs, xattrs, source).map(Some)
-            }
-            _ => Ok(None),
-        };
+    /// Makes several changes: they share the wait for the log, the namespace lock, and the step of the core that they end in.
+    fn apply_all(&self, applies: &mut Vec<(IoToken, Apply)>) {
+        let Ok(port) = self.port() else { return applies.clear() };
+        if applies.is_empty() {
+            return;
+        }
+        let made: Vec<_> = applies
+            .drain(..)
+            .map(|(token, apply)| {
+                // Whole before it gets its place.
+                let made = match &apply {
+                    Apply::Make { kind, attrs, xattrs, source, .. } => {
+                        self.make_aside(kind, attrs, xattrs, source).map(Some)
+                    }
+                    Apply::Install { source, attrs, xattrs, .. } => {
+                        self.make_aside(&Kind::File, attrs, xattrs, source).map(Some)
+                    }
+                    _ => Ok(None),
+                };
+                (token, apply, made)
+            })
+            .collect();
         // A process that dies must not leave a change whose operation its log does not know.
         port.logged();
-        let stale = {
-            let _ns = self.lock_ns();
-            let outcome = match &made {
-                Err(e) => Err(*e),
-                Ok(made) => {
-                    let times = self.dir_times(apply);
-                    self.act(apply, made.as_ref()).inspect(|_| self.keep_dir_times(times))
-                }
-            };
-            let (result, stale, places) = match outcome {
-                Ok(done) => (IoResult::Applied(done.witness), done.stale, done.places),
-                Err(e) => (IoResult::Failed(e), Vec::new(), Vec::new()),
-            };
-            if let IoResult::Failed(e) = &result {
-                self.apply_failed(apply, *e);
+        let mut news = Vec::new();
+        let mut made = made.into_iter().peekable();
+        while made.peek().is_some() {
+            let ns = self.lock_ns();
+            let (mut results, mut places) = (Vec::new(), Vec::new());
+            for (token, apply, made) in made.by_ref().take(APPLY_LOCKED) {
+                let (result, stale, stands) = self.apply(&ns, &apply, made);
+                results.push((token, result));
+                news.extend(stale);
+                places.extend(stands);
+            }
+            port.complete_all(results);
+            self.note_unsettled(&places);
+        }
+        self.stale.push(news);
+    }
+
+    fn apply(
+        &self,
+        _ns: &Ns<'_>,
+        apply: &Apply,
+        made: Result<Option<Made>, IoError>,
+    ) -> (IoResult, Vec<Stale>, Vec<(Spot, Expect)>) {
+        let outcome = match &made {
+            Err(e) => Err(*e),
+            Ok(made) => {
+                let times = self.dir_times(apply);
+                self.act(apply, made.as_ref()).inspect(|_| self.keep_dir_times(times))
+            }
+        };
+        match outcome {
+            Ok(done) => (IoResult::Applied(done.witness), done.stale, done.places),
+            Err(e) => {
+                self.apply_failed(apply, e);
                 if let Ok(Some(made)) = &made {
                     self.drop_made(made);
                 }
+                (IoResult::Failed(e), Vec::new(), Vec::new())
             }
-            port.complete(token, result);
-            self.note_unsettled(&places);
-            stale
-        };
-        self.stale.push(stale);
+        }
     }
 
     fn apply_failed(&self, apply: &Apply, why: IoError) {

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::payload::PayloadPool;
 use ice_core::action::{Refused, Sighting, Spot};
-use ice_core::event::{Ack, Change, Found, IoResult};
+use ice_core::event::{Ack, Change, Event, Found, IoResult};
 use ice_core::ids::{EntryId, InodeId, IoToken, Name};
 use ice_core::time::{Stamp, UnixTime};
 use ice_core::tree::{Child, InodeInfo, Tree};
@@ -51,6 +51,12 @@ pub trait Port: Send + Sync + 'static {
     fn released(&self, inode: InodeId);
     /// A disk action ended.
     fn complete(&self, token: IoToken, result: IoResult);
+    /// Several ended.
+    fn complete_all(&self, results: Vec<(IoToken, IoResult)>) {
+        for (token, result) in results {
+            self.complete(token, result);
+        }
+    }
     /// Calls `read` once with the tree, under the core's lock: it must be short and must not call the port.
     fn names(&self, read: &mut dyn FnMut(&dyn Names));
     /// One more change may be made: there is room to remember it. May wait, for a bounded time.
@@ -138,6 +144,9 @@ impl Port for Engine {
     }
     fn complete(&self, token: IoToken, result: IoResult) {
         Engine::complete(self, token, result);
+    }
+    fn complete_all(&self, results: Vec<(IoToken, IoResult)>) {
+        self.events(results.into_iter().map(|(token, result)| Event::Io { token, result }));
     }
     fn names(&self, read: &mut dyn FnMut(&dyn Names)) {
         self.tree(|tree| read(tree));

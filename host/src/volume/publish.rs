@@ -518,13 +518,16 @@ impl Shared {
 
     /// Digests large files and files found changed.
     pub(crate) fn run_content(&self) {
-        while let Some(open) = self.content.pop() {
-            open.state().queued = false;
-            if let Err(e) = self.publish(&open) {
-                tracing::debug!(ino = open.ino, error = %e, "not told yet");
+        let mut opens = Vec::new();
+        while self.content.pop(&mut opens) {
+            for open in opens.drain(..) {
+                open.state().queued = false;
+                if let Err(e) = self.publish(&open) {
+                    tracing::debug!(ino = open.ino, error = %e, "not told yet");
+                }
+                self.opens.settle(&open);
+                self.nobody_writes(&open);
             }
-            self.opens.settle(&open);
-            self.nobody_writes(&open);
         }
     }
 
