@@ -50,6 +50,8 @@ const DIGEST_EVERY_STEPS: u64 = 256;
 /// How often and how long a change waits for the log's disk.
 const PAUSES_MAX: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(5);
+/// The driver looks at the clock at least so often: the wall clock may have been set.
+const DRIVER_IDLE: Span = Span::ms(500);
 /// Steps that one caller drives before the driver thread takes over.
 const STEPS_PER_CALL: usize = 4;
 
@@ -434,9 +436,11 @@ impl Engine {
                 inner = self.lock();
                 continue;
             }
-            let idle = Duration::from_millis(500);
-            let wait = inner.wake.map_or(idle, |w| Duration::from_nanos(w.at.since(self.now()).0).min(idle));
-            inner.driver_until = self.now().after(Span(wait.as_nanos() as u64));
+            // Exactly the deadline: a step that finds the same one again must not wake the driver for it.
+            let now = self.now();
+            let until = inner.wake.map_or(now.after(DRIVER_IDLE), |w| w.at.min(now.after(DRIVER_IDLE)));
+            let wait = Duration::from_nanos(until.since(now).0);
+            inner.driver_until = until;
             inner = match self.poke.wait_timeout(inner, wait) {
                 Ok((guard, _)) => guard,
                 Err(_) => std::process::abort(),
