@@ -263,6 +263,15 @@ impl Apply {
         }
     }
 
+    /// The version in the staging area that its bytes come from.
+    pub fn staged(&self) -> Option<(InodeId, Stamp)> {
+        match self {
+            Apply::Make { source: Source::Staged { inode, version }, .. }
+            | Apply::Install { source: Source::Staged { inode, version }, .. } => Some((*inode, *version)),
+            _ => None,
+        }
+    }
+
     /// The inode that the change is about.
     pub fn inode(&self) -> InodeId {
         match self {

@@ -304,9 +304,9 @@ pub enum IoError {
     Busy,
     /// The disk is full or over quota.
     NoSpace,
-    /// The peer no longer has that version.
+    /// The peer no longer has that version (of an action: the staging area has not).
     Gone,
-    /// The bytes did not match the digest.
+    /// The bytes did not match the digest (of an action: those in the staging area).
     Mismatch,
     /// The peer did not answer in time.
     Unreachable,

@@ -4,7 +4,6 @@
 //! promised to anybody. It knows nothing of operations, stamps or trees.
 
 use crate::content::Content;
-use ice_core::ids::Name;
 use ice_core::time::Instant;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,15 +31,17 @@ pub struct Version {
 }
 
 /// See the module.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Ledger {
     versions: Vec<Version>,
     /// The last version of each token.
     by_token: BTreeMap<u32, Vec<usize>>,
     /// Who wrote over or deleted bytes, by token.
     enders: BTreeMap<u32, BTreeSet<usize>>,
-    /// Of files with several names, by token: the most names seen, and which were taken away on which node.
-    unnamed: BTreeMap<u32, (u32, BTreeSet<(Name, usize)>)>,
+    /// Names taken away, and on which nodes.
+    taken: BTreeMap<String, BTreeSet<usize>>,
+    /// One of several names was taken away: of which token, on which node, and which names were left.
+    unnamed: Vec<(u32, usize, BTreeSet<String>)>,
 }
 
 impl Ledger {
@@ -69,20 +70,20 @@ impl Ledger {
             self.versions[*i].ended = true;
         }
     }
-    /// A user on `node` who saw these bytes under `links` names took one of them away: the last, or one of several. Users who
-    /// take away different names of one file at once, until none is left, deleted it together.
-    pub fn unnamed(&mut self, content: Content, node: usize, name: &Name, links: u32) {
-        if links <= 1 {
-            return self.ended(content, node);
-        }
-        let (most, gone) = self.unnamed.entry(content.token).or_default();
-        *most = (*most).max(links);
-        gone.insert((name.clone(), node));
-        let names: BTreeSet<&Name> = gone.iter().map(|(name, _)| name).collect();
-        let several = gone.iter().any(|(_, n)| *n != node);
-        if several && names.len() >= *most as usize {
+    /// A user on `node` who saw these bytes took away the name `path`; `others` are the names that he saw them keep.
+    pub fn unnamed(&mut self, content: Content, node: usize, path: String, others: BTreeSet<String>) {
+        self.taken.entry(path).or_default().insert(node);
+        if others.is_empty() {
             self.ended(content, node);
+        } else {
+            self.unnamed.push((content.token, node, others));
         }
+    }
+    /// Users took away different names of a file at once, until none was left: they deleted it together.
+    fn deleted_together(&self, v: &Version) -> bool {
+        let by_others = |node: usize, path: &String| self.taken.get(path).is_some_and(|w| w.iter().any(|n| *n != node));
+        let mine = self.unnamed.iter().filter(|(token, ..)| *token == v.content.token);
+        mine.into_iter().any(|(_, node, others)| others.iter().all(|path| by_others(*node, path)))
     }
     /// Versions of `content` that `node` wrote and that were not ended.
     pub fn of(&self, content: Content, node: usize) -> Vec<usize> {
@@ -122,7 +123,7 @@ impl Ledger {
     /// Versions that should be there but are not among `present`.
     pub fn missing<'a>(&'a self, present: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Version> + 'a {
         let gone = self.versions.iter().filter(|v| !v.ended && !v.excused && !present.contains(&v.content.token));
-        gone.filter(|v| !self.changed_nothing(v))
+        gone.filter(|v| !self.changed_nothing(v) && !self.deleted_together(v))
     }
     /// True if no user could have written these bytes.
     pub fn is_foreign(&self, content: Content) -> bool {

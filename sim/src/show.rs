@@ -3,6 +3,7 @@
 use ice_core::action::{Apply, LogRecord, Notice, Over, Source, Spot};
 use ice_core::message::{Frontier, Message};
 use ice_core::op::{Op, OpBody};
+use ice_core::tree::{EntryRecord, StateRecord};
 
 fn short<T: std::fmt::Debug>(v: &T) -> String {
     // Long ids say as much by their first digits.
@@ -31,6 +32,17 @@ pub fn op(op: &Op) -> String {
     format!("{}#{}@{} {body}", short(&op.origin), op.seq, op.time.0)
 }
 
+/// What a peer knows of an inode.
+fn state(r: &StateRecord) -> String {
+    let entry = |e: &EntryRecord| {
+        let places = e.places.iter().map(|p| format!("{}/{}@{}", short(&p.parent), p.name, p.stamp.time.0));
+        let removed = e.removed.iter().map(|(at, saw)| format!("removed@{} which saw {}", at.time.0, saw.time.0));
+        format!("{} {}", short(&e.id), places.chain(removed).collect::<Vec<_>>().join(", "))
+    };
+    let entries: Vec<String> = r.entries.iter().map(entry).collect();
+    format!("of {} content {} [{}]", short(&r.inode), r.content.0.time.0, entries.join("; "))
+}
+
 /// A log record.
 pub fn record(r: &LogRecord) -> String {
     match r {
@@ -42,8 +54,8 @@ pub fn record(r: &LogRecord) -> String {
         LogRecord::Life(l) => format!("life {l:?}"),
         LogRecord::Member(m) => format!("member {} {:?} left {}", m.name, m.incarnation, m.left),
         LogRecord::State { records, .. } => {
-            let inodes: Vec<String> = records.iter().map(|r| short(&r.inode)).collect();
-            format!("state of {}", inodes.join(" "))
+            let all: Vec<String> = records.iter().map(state).collect();
+            format!("state {}", all.join("; "))
         }
         LogRecord::Absent(inodes) => format!("absent {}", inodes.iter().map(short).collect::<Vec<_>>().join(" ")),
         LogRecord::Kept { inode, lost, copy } => format!("kept {} {} as {}", short(inode), lost.time.0, short(copy)),

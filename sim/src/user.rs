@@ -11,6 +11,7 @@ use ice_core::ids::{InodeId, Name};
 use ice_core::limits::INLINE_CONTENT_MAX_BYTES;
 use ice_core::op::{Attr, Attrs, Kind};
 use ice_core::time::{Span, UnixTime};
+use std::collections::BTreeSet;
 
 /// How long users wait for `fsync`.
 const FSYNC_TIMEOUT: Span = Span::s(20);
@@ -229,11 +230,21 @@ impl World {
     }
 
     /// Somebody who sees this object takes away one of its names.
-    fn seen_off(&mut self, n: usize, ino: Ino, name: &Name) {
-        if let Some(i) = self.hosts[n].fs.get(ino).filter(|i| i.kind.is_file()) {
-            let (content, links) = (i.content, i.links);
-            self.ledger.unnamed(content, n, name, links);
+    fn seen_off(&mut self, n: usize, ino: Ino, dir: Ino, name: &Name) {
+        let fs = &self.hosts[n].fs;
+        let Some(i) = fs.get(ino).filter(|i| i.kind.is_file()) else { return };
+        let content = i.content;
+        let (mut path, mut others) = (String::new(), BTreeSet::new());
+        for (names, _) in fs.list(ROOT).into_iter().filter(|(_, other)| *other == ino) {
+            let text: Vec<String> = names.iter().map(ToString::to_string).collect();
+            let here = names.split_last().is_some_and(|(last, dirs)| last == name && fs.walk(ROOT, dirs) == Some(dir));
+            if here {
+                path = text.join("/");
+            } else {
+                others.insert(text.join("/"));
+            }
         }
+        self.ledger.unnamed(content, n, path, others);
     }
 
     // ---- operations -----------------------------------------------------------------------------------------------
@@ -393,19 +404,16 @@ impl World {
         let both = [Some(moved), b.ino].into_iter().flatten();
         let inodes: Vec<(Ino, Option<InodeId>)> =
             both.filter(|ino| self.as_seen(n, *ino)).map(|ino| (ino, self.inode_of(n, ino))).collect();
-        let replaced = b
-            .ino
-            .filter(|_| !exchange)
-            .and_then(|ino| self.hosts[n].fs.get(ino).filter(|i| i.kind.is_file() && i.links == 1).map(|i| i.content));
-        self.hosts[n].fs.apply(FsOp::Rename {
-            parent: a.dir,
-            name: a.name.clone(),
-            new_parent: b.dir,
-            new_name: b.name.clone(),
-            exchange,
-        })?;
-        if let Some(content) = replaced {
-            self.ledger.ended(content, n);
+        // A look before it happens, which counts only if it does.
+        let ledger = self.ledger.clone();
+        if let Some(ino) = b.ino.filter(|_| !exchange) {
+            self.seen_off(n, ino, b.dir, &b.name);
+        }
+        let op =
+            FsOp::Rename { parent: a.dir, name: a.name.clone(), new_parent: b.dir, new_name: b.name.clone(), exchange };
+        if let Err(e) = self.hosts[n].fs.apply(op) {
+            self.ledger = ledger;
+            return Err(e);
         }
         if !direct {
             match known {
@@ -438,7 +446,7 @@ impl World {
         let parent = self.inode_of(n, dir);
         let inode = self.inode_of(n, ino).filter(|_| self.as_seen(n, ino));
         if self.hosts[n].fs.get(ino).is_some_and(|i| i.children.is_empty()) {
-            self.seen_off(n, ino, name);
+            self.seen_off(n, ino, dir, name);
         }
         self.hosts[n].fs.apply(FsOp::Remove { parent: dir, name: name.clone() })?;
         if !direct {

@@ -150,6 +150,20 @@ impl Content {
         }
     }
 
+    /// The staged bytes are not there, or not what they should be. True if nothing is left of them.
+    pub(crate) fn spoiled(&mut self, inode: InodeId, version: Stamp) -> bool {
+        match self.at_hand.get_mut(&(inode, version)) {
+            Some(Hand::Staged) => self.at_hand.remove(&(inode, version)).is_some(),
+            Some(hand) => {
+                if let Hand::Both(p) = *hand {
+                    *hand = Hand::Payload(p);
+                }
+                false
+            }
+            None => false,
+        }
+    }
+
     /// Versions of an inode that are at hand or needed.
     pub(crate) fn of(&self, inode: InodeId) -> Vec<Stamp> {
         let end = Stamp { time: Hlc(u64::MAX), replica: ReplicaId(u64::MAX) };

@@ -210,7 +210,12 @@ impl Node {
         match flight {
             Flight::LogSync => self.log_synced(result),
             Flight::Store { last } => self.stored(last, result),
-            Flight::Apply { ticket, inode } => self.applied(ticket, inode, result),
+            Flight::Apply { ticket, inode, staged } => {
+                if let (IoResult::Failed(IoError::Gone | IoError::Mismatch), Some((of, version))) = (&result, staged) {
+                    self.spoiled(of, version);
+                }
+                self.applied(ticket, inode, result);
+            }
             Flight::Fetch { inode, version } => self.fetched(inode, version, result),
             Flight::Stage { inode, version, payload } => {
                 self.handles.drop(payload);
@@ -298,6 +303,16 @@ impl Node {
                 }
             }
             other => debug_assert!(false, "an apply was answered {other:?}"),
+        }
+    }
+
+    /// Bytes that were in the staging area are damaged or gone: they are fetched again, and not acknowledged before.
+    fn spoiled(&mut self, inode: InodeId, version: Stamp) {
+        self.out.io.push(Io::Unstage { inode, version });
+        if self.content.spoiled(inode, version) {
+            self.trouble(alloc::format!("staged bytes of {inode} are damaged: they are fetched again"));
+            self.state_missing.insert((inode, version));
+            self.content_cap.insert(version.replica, 0);
         }
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Checkpoint {
     pub(crate) busy: bool,
     /// Pages written since the last commit, to be written again if it fails.
     pub(crate) pages: Vec<Put>,
+    /// The pages written so far are committed when the log is durable up to this record.
+    pub(crate) hold: Option<u64>,
     /// Pages of a failed checkpoint, not written again yet.
     pub(crate) again: Vec<Put>,
     /// First record after the last checkpoint.
@@ -78,6 +80,7 @@ impl Journal {
                 staging: 0,
                 busy: false,
                 pages: Vec::new(),
+                hold: None,
                 again: Vec::new(),
                 last_cut: cut,
                 last_at: Instant(0),
@@ -162,6 +165,7 @@ impl Journal {
         self.checkpoint.last_cut = cut;
         self.checkpoint.last_at = now;
         self.checkpoint.pages.clear();
+        self.checkpoint.hold = None;
         self.checkpoint.failing = false;
         self.broken = false;
         (known, self.durable_upto(cut - 1))
@@ -169,6 +173,7 @@ impl Journal {
 
     pub(crate) fn checkpoint_failed(&mut self, now: Instant) {
         self.checkpoint.begun = None;
+        self.checkpoint.hold = None;
         self.checkpoint.unstaged.clear();
         self.checkpoint.failing = true;
         self.checkpoint.forced = true;

@@ -155,10 +155,24 @@ enum ScanDue {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Flight {
     LogSync,
-    Store { last: bool },
-    Apply { ticket: Ticket, inode: InodeId },
-    Fetch { inode: InodeId, version: Stamp },
-    Stage { inode: InodeId, version: Stamp, payload: PayloadId },
+    Store {
+        last: bool,
+    },
+    /// `staged`: where its bytes come from, if that is the staging area.
+    Apply {
+        ticket: Ticket,
+        inode: InodeId,
+        staged: Option<(InodeId, Stamp)>,
+    },
+    Fetch {
+        inode: InodeId,
+        version: Stamp,
+    },
+    Stage {
+        inode: InodeId,
+        version: Stamp,
+        payload: PayloadId,
+    },
 }
 
 impl Node {

@@ -111,7 +111,7 @@ impl Node {
                 Step::Apply { ticket, apply } => {
                     self.apply_flights += 1;
                     let inode = apply.inode();
-                    let token = self.token(Flight::Apply { ticket, inode });
+                    let token = self.token(Flight::Apply { ticket, inode, staged: apply.staged() });
                     self.out.io.push(Io::Apply { token, apply });
                 }
                 Step::Need { inode, version, size, digest } => {
@@ -200,9 +200,24 @@ impl Node {
         if !self.bytes_are_staged() {
             return;
         }
-        let Some((cut, known)) = self.journal.checkpoint.begun.clone() else { return };
+        let Some((cut, _)) = self.journal.checkpoint.begun else { return };
         if self.journal.checkpoint.busy {
             return;
+        }
+        if let Some(mark) = self.journal.checkpoint.hold {
+            if self.journal.synced >= mark {
+                self.journal.checkpoint.hold = None;
+                self.journal.checkpoint.pages.clear();
+                self.journal.checkpoint.busy = true;
+                let (token, commit) =
+                    (self.token(Flight::Store { last: false }), Some(self.journal.checkpoint.last_cut));
+                self.out.io.push(Io::Store { token, puts: Vec::new(), commit });
+                return;
+            }
+            if !self.journal.broken {
+                self.journal.wanted = true;
+                return;
+            }
         }
         let mut puts = core::mem::take(&mut self.journal.checkpoint.again);
         let room = PAGE_KEYS.saturating_sub(puts.len());
@@ -217,12 +232,15 @@ impl Node {
         self.journal.checkpoint.pages.extend(puts.iter().cloned());
         let commit = if last {
             self.journal.checkpoint.clock = self.clock.last();
+            // The pages hold all that is known now, also what came after the beginning, whose log records may be lost yet.
+            let known = self.history.frontier();
             puts.push((Box::from(&b"m"[..]), Some(self.meta(known).into_boxed_slice())));
             let next = self.journal.next;
             Some(if self.config.has(Bug::CutEarly) { next + 64 } else { cut })
         } else if self.journal.checkpoint.pages.len() >= PAGES_PER_COMMIT {
-            self.journal.checkpoint.pages.clear();
-            Some(self.journal.checkpoint.last_cut)
+            // Without its description such a commit must not tell of operations that the log may lose.
+            self.journal.checkpoint.hold = Some(self.journal.next - 1);
+            None
         } else {
             None
         };

@@ -128,6 +128,9 @@ impl Tree {
             // comes here again when it is placed anew, and a directory that is held by what is in it when it dies.
             return true;
         }
+        if self.is_seated(e) && !live {
+            self.work.wake(i); // What its deleter saw is known by now.
+        }
         if live || !(removed || forgotten) || self.is_seated(e) {
             return true;
         }

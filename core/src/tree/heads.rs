@@ -37,6 +37,16 @@ impl Tree {
         !entries.is_empty() && entries.iter().all(by)
     }
 
+    /// Somebody deleted it who had seen a version that has not come here yet, while disk holds an older one.
+    pub(super) fn deleted_unseen(&self, i: u32) -> bool {
+        let held = self.held(i).stamp;
+        let known =
+            |v: Stamp| v <= self.cut || v == self.stamp(self.inodes[i].content) || self.versions.contains_key(&(i, v));
+        let unseen =
+            |e: &u32| self.removed.get(e).is_some_and(|r| r.iter().any(|(_, saw)| *saw > held && !known(*saw)));
+        self.inodes[i].tag == Tag::File && !held.is_zero() && self.entries_of(i).iter().any(unseen)
+    }
+
     pub(super) fn verdict(&self, i: u32, version: Stamp) -> Verdict {
         let Some(v) = self.versions.get(&(i, version)) else { return Verdict::Drop };
         let (winner, size, digest) = (self.stamp(self.inodes[i].content), self.inodes[i].size, self.inodes[i].digest);

@@ -68,6 +68,7 @@ impl Tree {
             && self.inodes[i].tag != Tag::Dir
             && self.seats(i).len() == 1
             && !self.entries_of(i).into_iter().any(|o| self.entries[o].has(LIVE))
+            && !self.deleted_unseen(i)
             && (!self.heads.contains(&(i, held)) || matches!(self.verdict(i, held), Verdict::Drop))
     }
 
@@ -154,6 +155,9 @@ impl Tree {
             return Next::stuck(i); // Another name is to be linked to it first: the bytes may be nowhere else.
         }
         let held = self.held(i).stamp;
+        if last && self.deleted_unseen(i) {
+            return Next::soon(i); // Whether this is what was deleted, or lost a conflict with it, will be known soon.
+        }
         if last && self.heads.contains(&(i, held)) {
             match self.verdict(i, held) {
                 Verdict::Drop => {}
