@@ -156,13 +156,15 @@ impl World {
         Ok(Target { dir, name: name.clone(), ino: fs.child(dir, name) })
     }
 
-    /// The inode that the tree believes to be this object.
+    /// The inode that the tree believes to be this object. `None` too if it believes another object under this name.
     pub(crate) fn inode_of(&self, n: usize, ino: Ino) -> Option<InodeId> {
         if ino == ROOT {
             return Some(InodeId::ROOT);
         }
         let (names, _) = self.hosts[n].fs.list(ROOT).into_iter().find(|(_, i)| *i == ino)?;
-        self.inode_at(n, &names)
+        let inode = self.inode_at(n, &names)?;
+        let believed = self.hosts[n].process.as_ref()?.node.view().tree().info(inode)?.witness.disk;
+        (believed == 0 || believed == ino).then_some(inode)
     }
 
     pub(crate) fn inode_at(&self, n: usize, names: &[Name]) -> Option<InodeId> {

@@ -161,7 +161,13 @@ impl Node {
         for e in fx {
             match e {
                 Effect::Send(s) => self.send(s),
-                Effect::Notice(n) => self.out.notice.push(n),
+                Effect::Notice(n) => {
+                    if let crate::action::Notice::PeerJoin(_) = &n {
+                        // What it has was not known when the horizon was found: nothing is forgotten before it was heard.
+                        self.horizon = crate::time::Hlc(0);
+                    }
+                    self.out.notice.push(n);
+                }
                 Effect::Remember(info) => {
                     self.log(LogRecord::Member(info));
                 }

@@ -13,17 +13,20 @@ impl Tree {
     /// Every member has every operation up to `stable`, and none at or below it will come any more: forget deletions,
     /// versions and moves that everybody knows. At most `max` things; true: call again (with the same stamp or a later one).
     pub fn cut(&mut self, stable: Stamp, max: usize) -> bool {
+        if stable > self.agreed {
+            self.heads_due.append(&mut self.heads_waiting);
+        }
+        self.agreed = stable;
         if stable > self.cut {
             self.cut = stable;
-            self.heads_due.append(&mut self.heads_waiting);
             self.dirty_keys.insert(super::store::cut_key());
         }
         let mut left = max;
-        while left > 0 && self.moves.first_key_value().is_some_and(|(s, _)| *s <= self.cut) {
+        while left > 0 && self.moves.first_key_value().is_some_and(|(s, _)| *s <= self.agreed) {
             left -= 1;
             self.fold_first_move();
         }
-        while let Some((s, i)) = self.version_ages.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+        while let Some((s, i)) = self.version_ages.first().copied().filter(|(s, _)| *s <= self.agreed && left > 0) {
             left -= 1;
             self.version_ages.pop_first();
             self.forget_version(i, s);
@@ -35,7 +38,7 @@ impl Tree {
                 self.visit_grave(e);
             }
         }
-        while let Some((s, e)) = self.graves.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+        while let Some((s, e)) = self.graves.first().copied().filter(|(s, _)| *s <= self.agreed && left > 0) {
             left -= 1;
             self.graves.remove(&(s, e));
             if !self.visit_grave(e) {
@@ -44,7 +47,7 @@ impl Tree {
         }
         self.graves.extend(graves);
         let mut xattrs = Vec::new();
-        while let Some((s, i)) = self.xattr_graves.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+        while let Some((s, i)) = self.xattr_graves.first().copied().filter(|(s, _)| *s <= self.agreed && left > 0) {
             left -= 1;
             self.xattr_graves.remove(&(s, i));
             if !self.forget_xattrs(i) {
@@ -52,14 +55,14 @@ impl Tree {
             }
         }
         self.xattr_graves.extend(xattrs);
-        while let Some((s, i)) = self.orphans.first().copied().filter(|(s, _)| *s <= self.cut && left > 0) {
+        while let Some((s, i)) = self.orphans.first().copied().filter(|(s, _)| *s <= self.agreed && left > 0) {
             left -= 1;
             self.orphans.remove(&(s, i));
             self.visit_orphan(i);
         }
-        if self.early.values().any(|r| r.iter().any(|(at, _)| *at <= self.cut)) {
+        if self.early.values().any(|r| r.iter().any(|(at, _)| *at <= self.agreed)) {
             self.touch(ROOT);
-            let cut = self.cut;
+            let cut = self.agreed;
             self.early.values_mut().for_each(|r| r.retain(|(at, _)| *at > cut));
             self.early.retain(|_, r| !r.is_empty());
         }
@@ -108,7 +111,7 @@ impl Tree {
             self.purge(e);
             return true;
         }
-        if last > self.cut {
+        if last > self.agreed {
             self.graves.insert((last, e));
             return true;
         }
@@ -116,7 +119,7 @@ impl Tree {
         let due = self.inodes[i].has(XATTRS) && (self.inodes[i].has(ATTR_DUE) || self.work.is_busy(i));
         if live && removed && !forgotten {
             if last < place {
-                if place > self.cut {
+                if place > self.agreed {
                     self.graves.insert((place, e));
                 } else if due {
                     return false;
@@ -154,7 +157,7 @@ impl Tree {
             return true;
         }
         let last = self.last_register(i);
-        if last > self.cut {
+        if last > self.agreed {
             // Said about it by somebody who did not know of its end: part of what a new life would begin with.
             self.graves.insert((last, e));
             return true;
@@ -211,7 +214,7 @@ impl Tree {
         if n.has(ATTR_DUE) || self.work.is_busy(i) {
             return false;
         }
-        let cut = self.cut;
+        let cut = self.agreed;
         let dead = self.xattrs_raw(i).filter(|(_, x)| x.value.is_none() && x.stamp <= cut);
         let dead: Vec<_> = dead.map(|(name, _)| (i, Box::from(name))).collect();
         if !dead.is_empty() {
@@ -276,7 +279,7 @@ impl Tree {
             return;
         }
         let last = self.last_register(i);
-        if last > self.cut {
+        if last > self.agreed {
             self.orphans.insert((last, i));
         } else {
             self.touch(i);

@@ -40,8 +40,9 @@ impl Tree {
     /// Somebody deleted it who had seen a version that has not come here yet, while disk holds an older one.
     pub(super) fn deleted_unseen(&self, i: u32) -> bool {
         let held = self.held(i).stamp;
-        let known =
-            |v: Stamp| v <= self.cut || v == self.stamp(self.inodes[i].content) || self.versions.contains_key(&(i, v));
+        let known = |v: Stamp| {
+            v <= self.agreed || v == self.stamp(self.inodes[i].content) || self.versions.contains_key(&(i, v))
+        };
         let unseen =
             |e: &u32| self.removed.get(e).is_some_and(|r| r.iter().any(|(_, saw)| *saw > held && !known(*saw)));
         self.inodes[i].tag == Tag::File && !held.is_zero() && self.entries_of(i).iter().any(unseen)
@@ -59,7 +60,7 @@ impl Tree {
             if x.base == version {
                 return Verdict::Drop;
             }
-            unknown |= x.base > version && x.base > self.cut && !self.versions.contains_key(&(i, x.base));
+            unknown |= x.base > version && x.base > self.agreed && !self.versions.contains_key(&(i, x.base));
         }
         if self.deleted_knowingly(i, version) {
             return Verdict::Drop;

@@ -129,7 +129,11 @@ pub struct Tree {
     /// Deletions of entries that are not known yet.
     early: BTreeMap<EntryId, Vec<Removal>>,
 
+    /// The highest stamp that `cut` was ever told: what is at or below it may have been forgotten.
     cut: Stamp,
+    /// The one that it was told last: what is at or below it may be forgotten. Lower than `cut` after a start, and when a member
+    /// became known that was not asked before.
+    agreed: Stamp,
     graves: BTreeSet<(Stamp, u32)>,
     version_ages: BTreeSet<(Stamp, u32)>,
     orphans: BTreeSet<(Stamp, u32)>,
@@ -201,6 +205,7 @@ impl Tree {
             rebirths: BTreeSet::new(),
             early: BTreeMap::new(),
             cut: Stamp::ZERO,
+            agreed: Stamp::ZERO,
             graves: BTreeSet::new(),
             version_ages: BTreeSet::new(),
             orphans: BTreeSet::new(),
