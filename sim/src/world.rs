@@ -857,7 +857,8 @@ impl World {
         }
         let host = &mut self.hosts[n];
         host.power = Power::Down;
-        if ending == Ending::Clean {
+        // A stop before the scan changes nothing.
+        if ending == Ending::Clean && host.scars != Some(u64::MAX) {
             host.scars = None;
         }
         host.ending = if host.scars.is_some() { Ending::MachineCrash } else { ending };

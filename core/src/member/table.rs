@@ -349,19 +349,21 @@ impl Members {
             fx.push(Effect::Send(Send::Hangup { link, why }));
             return;
         }
+        // A connection to an earlier start of it is dead, whether that has been noticed or not.
+        let same_start = self.peers.get(&them.replica).is_some_and(|p| p.info.incarnation == them.incarnation);
         self.learn(them.clone(), now, fx);
         if let Some(a) = dialled.as_ref().and_then(|u| self.addresses.get_mut(u)) {
             a.lives = Some(them.replica);
         }
         let preferred_is_mine = self.me.replica < them.replica;
-        let (replica, incarnation) = (them.replica, them.incarnation);
+        let replica = them.replica;
         let Some(p) = self.peers.get_mut(&replica) else { return };
         if let Some(old) = p.link
             && old != link
         {
             let old_mine = self.links.get(&old).is_some_and(|l| l.dialled.is_some());
             let new_mine = dialled.is_some();
-            let keep_old = old_mine != new_mine && old_mine == preferred_is_mine && p.info.incarnation == incarnation;
+            let keep_old = old_mine != new_mine && old_mine == preferred_is_mine && same_start;
             let (loser, why) =
                 if keep_old { (link, "a second connection") } else { (old, "replaced by a newer connection") };
             fx.push(Effect::Send(Send::Hangup { link: loser, why: why.into() }));

@@ -123,7 +123,13 @@ impl Tree {
             }
         }
         if let Some(e) = known.and_then(|j| self.entry_that_moved(j, here, found, lost)) {
-            return self.take_seat(e, here, thing.disk, None, records);
+            // Under a name the host looks at the bytes next, in limbo nobody does.
+            let hidden = *here == Seat::Limbo && thing.kind == Kind::File;
+            let version = if hidden { self.version_of(self.entries[e].inode, thing.bytes, lost) } else { None };
+            if hidden && lost && version.is_none() {
+                return Sighting::Aside;
+            }
+            return self.take_seat(e, here, thing.disk, version, records);
         }
         if let Some((e, version)) = self.entry_that_waits(here, known, thing, lost) {
             return self.take_seat(e, here, thing.disk, Some(version), records);

@@ -24,17 +24,19 @@ pub(super) enum Verdict {
 }
 
 impl Tree {
-    /// All names were deleted (or deleted before a new life began) by somebody who had this version.
+    /// All names were deleted (or deleted before a new life began) by somebody who had this version; or some of them before it
+    /// was written under the others.
     fn deleted_knowingly(&self, i: u32, version: Stamp) -> bool {
         let entries = self.entries_of(i);
         let made = self.stamp(self.inodes[i].make);
-        let by = |e: &u32| {
+        let by = |e: &u32, counts: &dyn Fn(Stamp, Stamp) -> bool| {
             let n = &self.entries[*e];
             let place = self.stamp(n.place);
-            let counts = |at: Stamp| at > place || (n.has(FIRST) && at < made);
-            self.removed.get(e).is_some_and(|r| r.iter().any(|(at, saw)| *saw == version && counts(*at)))
+            let holds = |at: Stamp| at > place || (n.has(FIRST) && at < made);
+            self.removed.get(e).is_some_and(|r| r.iter().any(|(at, saw)| holds(*at) && counts(*at, *saw)))
         };
-        !entries.is_empty() && entries.iter().all(by)
+        let knew = |e: &u32| by(e, &|_, saw| saw == version);
+        entries.iter().any(knew) && entries.iter().all(|e| knew(e) || by(e, &|at, _| at < version))
     }
 
     /// Somebody deleted it who had seen a version that has not come here yet, while disk holds an older one.

@@ -43,11 +43,13 @@ impl Tree {
         }
     }
 
-    /// The entry that is to take this seat.
+    /// The entry of another inode that is to take this seat.
     fn heir(&self, seat: &Seat, e: u32) -> Option<u32> {
         let Seat::At(p, name) = seat else { return None };
         let place = (*p, name.clone());
-        self.group(*p, name).into_iter().find(|x| *x != e && self.desired(*x).as_ref() == Some(&place))
+        let i = self.entries[e].inode;
+        let others = self.group(*p, name).into_iter().filter(|x| *x != e && self.entries[*x].inode != i);
+        others.into_iter().find(|x| self.desired(*x).as_ref() == Some(&place))
     }
 
     /// Until the bytes of a file that takes another's name are here, the old file stays: a program that replaces a file by
