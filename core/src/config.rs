@@ -38,6 +38,8 @@ pub struct Config {
     pub checkpoint_records: u64,
     /// A checkpoint is written after this in any case, if there is anything to write.
     pub checkpoint_after: Span,
+    /// Pages of a checkpoint held in memory before they are committed (at least 1).
+    pub checkpoint_pages: usize,
     /// Planted bug, for tests of the tests.
     pub bug: Option<Bug>,
 }
@@ -58,6 +60,7 @@ impl Config {
             retained_ops: crate::limits::RETAINED_OPS_MAX,
             checkpoint_records: 50_000,
             checkpoint_after: Span::s(60),
+            checkpoint_pages: 40_000,
             bug: None,
         }
     }

@@ -147,6 +147,7 @@ impl World {
             }
             DiskState::Slow => host.disk.slow = 100,
             DiskState::FailSync => host.disk.fail_syncs = 1,
+            DiskState::FailCommit => host.disk.fail_commits = 1,
             DiskState::Rot => {
                 let mut any = false;
                 for s in host.disk.staged.values_mut().filter(|s| s.content.size > 0 && !s.content.is_rotten()) {

@@ -49,6 +49,8 @@ pub struct Disk {
     pub fail_syncs: u32,
     /// A failed sync leaves the log unusable until a checkpoint or the next start.
     pub log_broken: bool,
+    /// The next commits of a checkpoint find no room, this many times.
+    pub fail_commits: u32,
     /// Times slower than usual.
     pub slow: u64,
     /// No room.
@@ -116,6 +118,10 @@ impl Disk {
     pub fn put(&mut self, puts: Vec<Page>) {
         self.pending.extend(puts);
     }
+    /// A write of the store failed: nothing put since the last commit counts.
+    pub fn drop_pending(&mut self) {
+        self.pending.clear();
+    }
     /// Makes the staging area durable, what was taken out of it included.
     pub fn sync_staging(&mut self) {
         self.staged.values_mut().for_each(|s| s.durable = true);
@@ -163,6 +169,7 @@ impl Disk {
         self.next = None;
         self.log_broken = false;
         self.fail_syncs = 0;
+        self.fail_commits = 0;
         unsynced - kept
     }
     /// What a starting node finds; payloads of log records are put in its pool.

@@ -119,7 +119,11 @@ impl World {
     fn store(&mut self, n: usize, puts: Vec<crate::disk::Page>, commit: Option<u64>) -> Result<IoResult, Halt> {
         let others = self.process(n).pending.values().any(|io| matches!(io, Io::Store { .. }));
         let host = &mut self.hosts[n];
-        if host.disk.full {
+        let unlucky = commit.is_some() && host.disk.fail_commits > 0;
+        if host.disk.full || unlucky {
+            host.disk.fail_commits -= u32::from(unlucky);
+            host.disk.drop_pending();
+            self.sometimes.saw("checkpoint failed");
             return Err(Halt::Io(IoError::NoSpace));
         }
         host.disk.put(puts);

@@ -153,6 +153,8 @@ pub enum DiskState {
     Slow,
     /// The next log sync fails.
     FailSync,
+    /// The next commit of a checkpoint finds no room.
+    FailCommit,
     /// Bytes in the staging area are damaged.
     Rot,
 }
@@ -181,6 +183,8 @@ pub struct Setup {
     pub retained: Option<usize>,
     /// Time between checkpoints; drawn from the seed if not given.
     pub checkpoint: Option<Span>,
+    /// Pages of a checkpoint before they are committed.
+    pub pages: Option<usize>,
     /// Exactly one user writes: a simple model must agree.
     pub single_writer: bool,
     /// Known to fail; why.
@@ -196,6 +200,7 @@ impl Default for Setup {
             bug: None,
             retained: None,
             checkpoint: None,
+            pages: None,
             single_writer: false,
             open: None,
         }
@@ -429,8 +434,9 @@ fn command(text: &str) -> Result<Command, String> {
                     "full" => DiskState::Full,
                     "slow" => DiskState::Slow,
                     "failsync" => DiskState::FailSync,
+                        "failcommit" => DiskState::FailCommit,
                     "rot" => DiskState::Rot,
-                    other => return Err(format!("{other:?} is not one of ok, full, slow, failsync, rot")),
+                    other => return Err(format!("{other:?} is not one of ok, full, slow, failsync, failcommit, rot")),
                 };
                 Command::Disk(n, state)
             }
@@ -497,6 +503,11 @@ impl Plan {
                 }
                 "checkpoint" => {
                     self.setup.checkpoint = Some(span(value)?);
+                    return Ok(());
+                }
+                "pages" => {
+                    let n = value.parse().map_err(|_| format!("pages {value:?}: not a number"))?;
+                    self.setup.pages = Some(n);
                     return Ok(());
                 }
                 "bug" => {
@@ -613,6 +624,7 @@ impl fmt::Display for Command {
                     DiskState::Full => "full",
                     DiskState::Slow => "slow",
                     DiskState::FailSync => "failsync",
+                    DiskState::FailCommit => "failcommit",
                     DiskState::Rot => "rot",
                 };
                 write!(f, "disk n{} {word}", n + 1)
@@ -645,6 +657,9 @@ impl fmt::Display for Plan {
         }
         if let Some(t) = s.checkpoint {
             writeln!(f, "checkpoint {}s", Time(t.0))?;
+        }
+        if let Some(n) = s.pages {
+            writeln!(f, "pages {n}")?;
         }
         if let Some(bug) = s.bug {
             writeln!(f, "bug {bug:?}")?;

@@ -14,6 +14,7 @@ pub const NAMES: &[&str] = &[
     "crash lost changes in backing",
     "crash lost log records",
     "checkpoint committed",
+    "checkpoint failed",
     "disk full",
     "entry in limbo",
     "fetch failed",

@@ -770,6 +770,7 @@ impl World {
         let seed = Seed(self.rngs.host.u64());
         let (twins, tapes) = (self.twins, self.tapes);
         let (retained, checkpoint) = (self.retained, self.checkpoint);
+        let pages = self.setup.pages.unwrap_or(Config::new(ReplicaId(0), "").checkpoint_pages);
         let host = &mut self.hosts[n];
         host.incarnation = Incarnation(host.incarnation.0 + 1);
         host.epoch += 1;
@@ -779,6 +780,7 @@ impl World {
         config.join.clone_from(&host.join);
         config.retained_ops = retained;
         config.checkpoint_after = checkpoint;
+        config.checkpoint_pages = pages;
         config.bug = bug;
         let mut pool = crate::content::Pool::default();
         let disk = host.disk.recover(host.ending, &mut pool);

@@ -215,7 +215,7 @@ impl Node {
         };
         match flight {
             Flight::LogSync => self.log_synced(result),
-            Flight::Store { last } => self.stored(last, result),
+            Flight::Store { last, pages } => self.stored(last, pages, result),
             Flight::Apply { ticket, inode, staged } => {
                 if let (IoResult::Failed(IoError::Gone | IoError::Mismatch), Some((of, version))) = (&result, staged) {
                     self.spoiled(of, version);
@@ -264,7 +264,7 @@ impl Node {
         self.became_durable(done);
     }
 
-    fn stored(&mut self, last: bool, result: IoResult) {
+    fn stored(&mut self, last: bool, pages: usize, result: IoResult) {
         self.journal.checkpoint.busy = false;
         if let IoResult::Failed(why) = result {
             if !self.journal.checkpoint.failing {
@@ -273,6 +273,7 @@ impl Node {
             self.journal.checkpoint_failed(self.now);
             return;
         }
+        self.journal.checkpoint.pages.drain(..pages.min(self.journal.checkpoint.pages.len()));
         if last && self.journal.checkpoint.begun.is_some() {
             let (known, done) = self.journal.checkpoint_done(self.now);
             self.clock.became_durable(self.journal.checkpoint.clock);

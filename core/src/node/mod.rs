@@ -157,6 +157,8 @@ enum Flight {
     LogSync,
     Store {
         last: bool,
+        /// How many of the pages held in memory its success makes durable.
+        pages: usize,
     },
     /// `staged`: where its bytes come from, if that is the staging area.
     Apply {

@@ -17,8 +17,6 @@ use alloc::vec::Vec;
 const OPS_MESSAGES_PER_STEP: usize = 8;
 /// Checkpoint keys in one page.
 const PAGE_KEYS: usize = 512;
-/// Checkpoint pages held in memory before they are committed.
-const PAGES_PER_COMMIT: usize = 40_000;
 /// Inodes whose content is looked at again in one step.
 const SETTLED_PER_STEP: usize = 8;
 /// Between two looks at what every member has.
@@ -207,10 +205,11 @@ impl Node {
         if let Some(mark) = self.journal.checkpoint.hold {
             if self.journal.synced >= mark {
                 self.journal.checkpoint.hold = None;
-                self.journal.checkpoint.pages.clear();
                 self.journal.checkpoint.busy = true;
+                // Kept until they are committed: a store that fails drops all that it was given since the last commit.
+                let pages = self.journal.checkpoint.pages.len();
                 let (token, commit) =
-                    (self.token(Flight::Store { last: false }), Some(self.journal.checkpoint.last_cut));
+                    (self.token(Flight::Store { last: false, pages }), Some(self.journal.checkpoint.last_cut));
                 self.out.io.push(Io::Store { token, puts: Vec::new(), commit });
                 return;
             }
@@ -220,7 +219,8 @@ impl Node {
             }
         }
         let mut puts = core::mem::take(&mut self.journal.checkpoint.again);
-        let room = PAGE_KEYS.saturating_sub(puts.len());
+        let most = self.config.checkpoint_pages.max(1);
+        let room = PAGE_KEYS.min(most).saturating_sub(puts.len());
         let tree = self.tree.take_dirty(room);
         let last = tree.len() < room;
         puts.extend(tree.into_iter().map(|(k, v)| {
@@ -237,7 +237,7 @@ impl Node {
             puts.push((Box::from(&b"m"[..]), Some(self.meta(known).into_boxed_slice())));
             let next = self.journal.next;
             Some(if self.config.has(Bug::CutEarly) { next + 64 } else { cut })
-        } else if self.journal.checkpoint.pages.len() >= PAGES_PER_COMMIT {
+        } else if self.journal.checkpoint.pages.len() >= most {
             // Without its description such a commit must not tell of operations that the log may lose.
             self.journal.checkpoint.hold = Some(self.journal.next - 1);
             None
@@ -245,7 +245,7 @@ impl Node {
             None
         };
         self.journal.checkpoint.busy = true;
-        let token = self.token(Flight::Store { last });
+        let token = self.token(Flight::Store { last, pages: 0 });
         self.out.io.push(Io::Store { token, puts, commit });
     }
 
