@@ -335,7 +335,12 @@ pub enum LogRecord {
         context: Frontier,
     },
     /// A peer that knew all about these inodes no longer had them: they were forgotten.
-    Absent(Vec<InodeId>),
+    Absent {
+        /// Which.
+        inodes: Vec<InodeId>,
+        /// What the peer knew when it said so. What is said of an inode beyond that is not forgotten.
+        context: Frontier,
+    },
 }
 
 /// Answers to requests.

@@ -63,8 +63,10 @@ fn transfer(c: &mut Cluster, from: usize, to: usize) -> usize {
             }
         }
         for r in b.tree.records(2, bucket, None, usize::MAX) {
-            if r.inode != InodeId::ROOT && !seen.contains(&r.inode) && stamps(&r).iter().all(|s| a.known.contains(s)) {
-                b.tree.absent(r.inode);
+            if !seen.contains(&r.inode) {
+                let all = r.inode != InodeId::ROOT && stamps(&r).iter().all(|s| a.known.contains(s));
+                let gone = b.tree.absent(r.inode, &|s| s.is_zero() || a.known.contains(&s));
+                assert_eq!(gone, all, "what the other did not know of is not forgotten");
                 assert!(b.tree.sums_are_sound());
             }
         }

@@ -434,7 +434,7 @@ fn command(text: &str) -> Result<Command, String> {
                     "full" => DiskState::Full,
                     "slow" => DiskState::Slow,
                     "failsync" => DiskState::FailSync,
-                        "failcommit" => DiskState::FailCommit,
+                    "failcommit" => DiskState::FailCommit,
                     "rot" => DiskState::Rot,
                     other => return Err(format!("{other:?} is not one of ok, full, slow, failsync, failcommit, rot")),
                 };

@@ -57,7 +57,9 @@ pub fn record(r: &LogRecord) -> String {
             let all: Vec<String> = records.iter().map(state).collect();
             format!("state {}", all.join("; "))
         }
-        LogRecord::Absent(inodes) => format!("absent {}", inodes.iter().map(short).collect::<Vec<_>>().join(" ")),
+        LogRecord::Absent { inodes, .. } => {
+            format!("absent {}", inodes.iter().map(short).collect::<Vec<_>>().join(" "))
+        }
         LogRecord::Kept { inode, lost, copy } => format!("kept {} {} as {}", short(inode), lost.time.0, short(copy)),
     }
 }

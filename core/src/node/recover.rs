@@ -108,6 +108,11 @@ impl Node {
                         tree.merge(r, &|s| covers(context, s), &|s| covers(&known, s));
                     }
                 }
+                LogRecord::Absent { inodes, context } => {
+                    for inode in inodes {
+                        tree.absent(*inode, &|s| covers(context, s));
+                    }
+                }
                 LogRecord::Op { op, .. } => {
                     clock = clock.max(op.time);
                     replay_op(op, &mut history, &mut content, &mut handles, &mut touched);
@@ -119,7 +124,7 @@ impl Node {
                 LogRecord::Member(info) => {
                     members.insert(info.replica, info.clone());
                 }
-                LogRecord::Holds { .. } | LogRecord::Stands { .. } | LogRecord::Kept { .. } | LogRecord::Absent(_) => {}
+                LogRecord::Holds { .. } | LogRecord::Stands { .. } | LogRecord::Kept { .. } => {}
             }
         }
         tree.finish_replay();

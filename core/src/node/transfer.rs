@@ -188,18 +188,14 @@ impl Node {
             let Some(end) = page.last().map(|r| r.inode) else { break };
             after = Some(end);
             for record in page {
-                if record.inode != InodeId::ROOT
-                    && !seen.contains(&record.inode)
-                    && record.stamps().all(|s| covers(context, s))
-                {
-                    self.tree.absent(record.inode);
+                if !seen.contains(&record.inode) && self.tree.absent(record.inode, &|s| covers(context, s)) {
                     self.settle(record.inode);
                     absent.push(record.inode);
                 }
             }
         }
         if !absent.is_empty() {
-            self.log(LogRecord::Absent(absent));
+            self.log(LogRecord::Absent { inodes: absent, context: context.clone() });
         }
     }
 

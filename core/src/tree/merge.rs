@@ -203,9 +203,14 @@ impl Tree {
 
     /// A replica that knows everything that was ever said about this inode no longer has it: everybody knew of its deletion.
     /// It is forgotten; what stands of it on disk is removed by the next steps (bytes that lost a conflict are kept). A
-    /// directory with something of ours in it is made anew by [`Tree::own_ops`].
-    pub fn absent(&mut self, inode: InodeId) {
-        let Some(i) = self.inode_of(inode).filter(|i| *i != ROOT) else { return };
+    /// directory with something of ours in it is made anew by [`Tree::own_ops`]. `theirs` is what that replica knew. False,
+    /// and nothing happens, if anything is said of the inode here that it did not know: a log is also replayed on pages of
+    /// the checkpoint that are later than its records.
+    pub fn absent(&mut self, inode: InodeId, theirs: &Knows<'_>) -> bool {
+        let Some(i) = self.inode_of(inode).filter(|i| *i != ROOT) else { return false };
+        if !self.state_record(i).stamps().all(theirs) {
+            return false;
+        }
         self.touch(i);
         let held = self.held(i);
         let entries = self.entries_of(i);
@@ -227,5 +232,6 @@ impl Tree {
         }
         self.inodes[i].set(XATTRS, false);
         self.settle();
+        true
     }
 }

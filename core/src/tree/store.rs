@@ -335,9 +335,8 @@ impl Tree {
                     self.settle();
                 }
             }
-            LogRecord::Absent(inodes) => inodes.iter().for_each(|i| self.absent(*i)),
             // Merged by the owner, who knows what was known then.
-            LogRecord::State { .. } | LogRecord::Member(_) | LogRecord::Life(_) => {}
+            LogRecord::State { .. } | LogRecord::Absent { .. } | LogRecord::Member(_) | LogRecord::Life(_) => {}
         }
     }
 

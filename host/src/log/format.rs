@@ -26,7 +26,7 @@
 use ice_core::action::LogRecord;
 
 /// Version of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where records begin. A block of its own, so that writing records never touches the header.
 pub const HEADER_BYTES: usize = 4096;
 /// What stands before each record.

@@ -138,7 +138,7 @@ fn suspects(log: &[(u64, LogRecord)]) -> BTreeSet<InodeId> {
             }
             LogRecord::State { records, .. } => found.extend(records.iter().map(|r| r.inode)),
             LogRecord::Stands { .. }
-            | LogRecord::Absent(_)
+            | LogRecord::Absent { .. }
             | LogRecord::Member(_)
             | LogRecord::Kept { .. }
             | LogRecord::Life(_) => {}
