@@ -108,6 +108,12 @@ impl History {
         }
     }
 
+    /// The number of the operation with this stamp, if it is kept.
+    pub(crate) fn number_of(&self, stamp: Stamp) -> Option<u64> {
+        let kept = &self.origins.get(&stamp.replica)?.kept;
+        kept.binary_search_by_key(&stamp.time, |op| op.time).ok().map(|i| kept[i].seq)
+    }
+
     /// Versions of an inode whose content is missing.
     pub(crate) fn missing_of(&self, inode: InodeId) -> Vec<Stamp> {
         let end = Stamp { time: Hlc(u64::MAX), replica: ReplicaId(u64::MAX) };

@@ -318,8 +318,7 @@ impl Node {
         self.out.io.push(Io::Unstage { inode, version });
         if self.content.spoiled(inode, version) {
             self.trouble(alloc::format!("staged bytes of {inode} are damaged: they are fetched again"));
-            self.state_missing.insert((inode, version));
-            self.content_cap.insert(version.replica, 0);
+            self.lacks(inode, version);
         }
     }
 

@@ -96,7 +96,7 @@ pub struct Node {
     asked: BTreeMap<ReplicaId, Instant>,
     /// Content of records that came by state and is not here yet.
     state_missing: BTreeSet<(InodeId, Stamp)>,
-    /// Until `state_missing` is empty, content counts as held only up to here.
+    /// Until `state_missing` is empty, content of these origins counts as held only up to here.
     content_cap: BTreeMap<ReplicaId, u64>,
     round: Option<Round>,
     serving: Vec<Serving>,

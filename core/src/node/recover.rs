@@ -211,16 +211,26 @@ impl Node {
     }
 
     /// Operations that a checkpoint covers, or that came by state, do not say whether their content is here: what is not must
-    /// be had before anything is acknowledged again.
+    /// be had before whoever issued it hears of an acknowledgement again.
     fn note_lacking(&mut self) {
         for (inode, version) in self.tree.lacking() {
             if !self.content.has(inode, version) && !self.history.missing_of(inode).contains(&version) {
-                self.state_missing.insert((inode, version));
+                self.lacks(inode, version);
+                // The bytes of a copy were written by whoever lost the conflict.
+                if let Some((of, lost)) = self.tree.copied_from(inode) {
+                    self.lacks(of, lost);
+                }
             }
         }
-        if !self.state_missing.is_empty() {
-            self.content_cap = self.history.frontier().iter().map(|m| (m.origin, 0)).collect();
-        }
+    }
+
+    /// Bytes that counted as held are not here. Until they are, or are not wanted any more, content of their origin counts as
+    /// held up to the operation before them only. That of others is not concerned: its author may be away for long.
+    pub(super) fn lacks(&mut self, inode: InodeId, version: Stamp) {
+        self.state_missing.insert((inode, version));
+        let upto = self.history.number_of(version).map_or(0, |seq| seq.saturating_sub(1));
+        let cap = self.content_cap.entry(version.replica).or_insert(upto);
+        *cap = upto.min(*cap);
     }
 
     /// What the checkpoint should say, given what its pages cover.

@@ -147,6 +147,18 @@ impl<'a> View<'a> {
         if n.journal.checkpoint.failing {
             v.push("the checkpoint cannot be written".to_string());
         }
+        if !n.content_cap.is_empty() {
+            let name = |origin: &ReplicaId| {
+                let author = n.members.peers.values().map(|p| &p.info).find(|i| i.life == *origin);
+                author.map(|i| i.name.clone()).filter(|_| !n.lives.contains(origin))
+            };
+            let mut names: Vec<String> = n.content_cap.keys().filter_map(name).collect();
+            names.sort();
+            names.dedup();
+            let whose = if names.is_empty() { "earlier members".to_string() } else { names.join(", ") };
+            let count = n.state_missing.len();
+            v.push(format!("{count} versions are not here yet: changes of {whose} are not acknowledged by this node"));
+        }
         match n.last_failure {
             Some(IoError::NoSpace) => v.push("the disk is full: changes of other nodes wait".to_string()),
             Some(why) => v.push(format!("changes of other nodes cannot be applied: {why:?}")),

@@ -193,6 +193,11 @@ impl Tree {
         [8, 16, 32].into_iter().map(|digits| conflict_name(name, lost, id, digits)).find(free)
     }
 
+    /// The file and the losing version whose bytes this conflict copy keeps.
+    pub fn copied_from(&self, copy: InodeId) -> Option<(InodeId, Stamp)> {
+        self.copy_of.get(&copy).copied()
+    }
+
     /// Operations that the tree has to issue by itself: conflict copies of losing versions, and directories that hold
     /// something of ours although the cluster forgot them. At most `max` outcomes. Calls `have` with versions that lost.
     pub fn own_ops(&mut self, have: &Have<'_>, mint: &mut Mint<'_>, max: usize) -> Vec<LocalOutcome> {
