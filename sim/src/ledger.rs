@@ -36,12 +36,21 @@ pub struct Ledger {
     versions: Vec<Version>,
     /// The last version of each token.
     by_token: BTreeMap<u32, Vec<usize>>,
-    /// Who wrote over or deleted bytes, by token.
-    enders: BTreeMap<u32, BTreeSet<usize>>,
-    /// Names taken away, and on which nodes.
-    taken: BTreeMap<String, BTreeSet<usize>>,
-    /// One of several names was taken away: of which token, on which node, and which names were left.
-    unnamed: Vec<(u32, usize, BTreeSet<String>)>,
+    /// Who wrote over or deleted bytes, and when, by token.
+    enders: BTreeMap<u32, Vec<(usize, Instant)>>,
+    /// Names that were taken away.
+    unnamed: Vec<Unnamed>,
+}
+
+/// Somebody who saw these bytes took away one of the names of their file.
+#[derive(Clone)]
+struct Unnamed {
+    token: u32,
+    node: usize,
+    at: Instant,
+    path: String,
+    /// The names that he saw it keep.
+    others: BTreeSet<String>,
 }
 
 impl Ledger {
@@ -64,35 +73,39 @@ impl Ledger {
         });
     }
     /// A user who saw these bytes wrote over them or deleted them.
-    pub fn ended(&mut self, content: Content, node: usize) {
-        self.enders.entry(content.token).or_default().insert(node);
+    pub fn ended(&mut self, content: Content, node: usize, at: Instant) {
+        self.enders.entry(content.token).or_default().push((node, at));
         for i in self.by_token.get(&content.token).into_iter().flatten() {
             self.versions[*i].ended = true;
         }
     }
     /// A user on `node` who saw these bytes took away the name `path`; `others` are the names that he saw them keep.
-    pub fn unnamed(&mut self, content: Content, node: usize, path: String, others: BTreeSet<String>) {
-        self.taken.entry(path).or_default().insert(node);
+    pub fn unnamed(&mut self, content: Content, node: usize, at: Instant, path: String, others: BTreeSet<String>) {
         if others.is_empty() {
-            self.ended(content, node);
-        } else {
-            self.unnamed.push((content.token, node, others));
+            self.ended(content, node, at);
         }
+        self.unnamed.push(Unnamed { token: content.token, node, at, path, others });
     }
-    /// Users took away different names of a file at once, until none was left: they deleted it together.
+    /// Users took away different names of a file at once, until none was left: they deleted it together. Whoever took away
+    /// a name that the first of them saw it keep did so later, on another node, and saw the same bytes under it.
     fn deleted_together(&self, v: &Version) -> bool {
-        let by_others = |node: usize, path: &String| self.taken.get(path).is_some_and(|w| w.iter().any(|n| *n != node));
-        let mine = self.unnamed.iter().filter(|(token, ..)| *token == v.content.token);
-        mine.into_iter().any(|(_, node, others)| others.iter().all(|path| by_others(*node, path)))
+        let mine = || self.unnamed.iter().filter(|u| u.token == v.content.token && u.at >= v.at);
+        let later = |first: &Unnamed, path: &String| {
+            mine().any(|u| u.node != first.node && u.at >= first.at && u.path == *path)
+        };
+        mine().any(|u| !u.others.is_empty() && u.others.iter().all(|path| later(u, path)))
     }
     /// Versions of `content` that `node` wrote and that were not ended.
     pub fn of(&self, content: Content, node: usize) -> Vec<usize> {
         let all = self.by_token.get(&content.token).into_iter().flatten().copied();
         all.filter(|i| self.versions[*i].node == node && !self.versions[*i].ended).collect()
     }
-    /// `fsync` was acknowledged for this version.
+    /// `fsync` was acknowledged for this version. Whatever excused its loss before, it was there again.
     pub fn acknowledged(&mut self, version: usize, copies: u32) {
         let v = &mut self.versions[version];
+        if std::mem::take(&mut v.excused) {
+            (v.copies, v.disks_lost) = (0, 0);
+        }
         v.copies = v.copies.max(copies);
     }
     /// What `node` wrote is excused unless it was acknowledged or somebody still holds it.
@@ -115,15 +128,18 @@ impl Ledger {
             }
         }
     }
-    /// Who writes bytes that were there before, while somebody else who saw them writes others, changed nothing.
+    /// Who writes bytes that were there before, after somebody else who saw them there wrote others, changed nothing.
     fn changed_nothing(&self, v: &Version) -> bool {
-        let again = self.by_token.get(&v.content.token).is_some_and(|all| all.len() > 1);
-        again && self.enders.get(&v.content.token).is_some_and(|who| who.iter().any(|n| *n != v.node))
+        let all = self.by_token.get(&v.content.token).into_iter().flatten().map(|i| &self.versions[*i]);
+        let Some(before) = all.map(|w| w.at).filter(|at| *at < v.at).min() else { return false };
+        let enders = self.enders.get(&v.content.token).into_iter().flatten();
+        enders.into_iter().any(|(node, at)| *node != v.node && (before..=v.at).contains(at))
     }
-    /// Versions that should be there but are not among `present`.
+    /// Versions that should be there but are not among `present`. What was acknowledged is there, or it was ended by
+    /// somebody who saw it: nothing else is asked about it.
     pub fn missing<'a>(&'a self, present: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Version> + 'a {
         let gone = self.versions.iter().filter(|v| !v.ended && !v.excused && !present.contains(&v.content.token));
-        gone.filter(|v| !self.changed_nothing(v) && !self.deleted_together(v))
+        gone.filter(|v| v.copies > 0 || !(self.changed_nothing(v) || self.deleted_together(v)))
     }
     /// True if no user could have written these bytes.
     pub fn is_foreign(&self, content: Content) -> bool {

@@ -246,7 +246,7 @@ impl World {
                 others.insert(text.join("/"));
             }
         }
-        self.ledger.unnamed(content, n, path, others);
+        self.ledger.unnamed(content, n, self.now, path, others);
     }
 
     // ---- operations -----------------------------------------------------------------------------------------------
@@ -304,8 +304,8 @@ impl World {
         }
         // Who writes what is there already wrote nothing that could be lost.
         if content != before {
-            self.ledger.ended(before, n);
             let (now, name) = (self.now, self.hosts[n].name.clone());
+            self.ledger.ended(before, n, now);
             self.ledger.wrote(content, n, now, &name);
         }
         if let Some(w) = self.hosts[n].process.as_mut().and_then(|p| p.writers.get_mut(&ino)).filter(|_| !direct) {
