@@ -162,16 +162,6 @@ impl Shared {
         Ok(())
     }
 
-    /// What more to say of a file opened with these flags. A file that can be mapped for writing is flushed when it is closed,
-    /// so that stores through the map count; of others only a volume that acknowledges wants to know before the release.
-    fn closing(&self, flags: i32) -> FopenFlags {
-        if flags & libc::O_ACCMODE == libc::O_WRONLY && !self.vfs.close_waits() {
-            FopenFlags::FOPEN_NOFLUSH
-        } else {
-            FopenFlags::empty()
-        }
-    }
-
     /// Opens a file and answers, unless the caller left meanwhile.
     fn open(&self, caller: Caller, ino: u64, flags: i32, slot: &Slot<ReplyOpen>) {
         let truncates = flags & libc::O_TRUNC != 0;
@@ -186,9 +176,7 @@ impl Shared {
         }
         match (opened, slot.take()) {
             (Ok(o), Some(reply)) => {
-                let closing = self.closing(flags);
                 let Admitted { flags, backing } = self.opens.admit(ino, &o, flags, &reply);
-                let flags = flags | closing;
                 if backing.is_none() {
                     self.vfs.stores_are_writes(o.fh);
                 }
@@ -557,10 +545,8 @@ impl Filesystem for IceFs {
     ) {
         self.shared.tell_stores(ino.0);
         self.shared.opens.leave(ino.0);
-        // Nobody waits for the answer, but what was written may still have to be told.
+        self.shared.closed(Handle::File(fh.0));
         reply.ok();
-        let shared = Arc::clone(&self.shared);
-        self.shared.parking.unwatched(move || shared.closed(Handle::File(fh.0)));
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
@@ -794,9 +780,7 @@ impl IceFs {
             self.vfs().forget(st.ino, 1);
             return reply.error(Errno::EIO);
         };
-        let closing = self.shared.closing(flags);
         let Admitted { flags, backing } = self.shared.opens.admit(st.ino, &o, flags, &reply);
-        let flags = flags | closing;
         if backing.is_none() {
             self.vfs().stores_are_writes(o.fh);
         }

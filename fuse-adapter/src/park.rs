@@ -204,19 +204,6 @@ impl Parking {
         }
     }
 
-    /// Work that usually ends at once and that nobody waits for.
-    pub(crate) fn unwatched(&self, work: impl FnOnce() + Send + 'static) {
-        if self.inline.fetch_add(1, Ordering::SeqCst) < self.inline_limit {
-            work();
-            self.inline.fetch_sub(1, Ordering::SeqCst);
-        } else {
-            self.inline.fetch_sub(1, Ordering::SeqCst);
-            if let Err(job) = self.pool.submit(Box::new(work)) {
-                job();
-            }
-        }
-    }
-
     /// Work that usually waits: done by another thread, or by this one if too much is waiting already.
     pub(crate) fn long<R: Refuse>(self: &Arc<Self>, slot: &Arc<Slot<R>>, work: impl FnOnce() + Send + 'static) {
         let id = self.watch.add(Arc::clone(slot) as Arc<dyn Interrupt>);

@@ -177,14 +177,6 @@ pub trait Vfs: Send + Sync + 'static {
     fn stores_are_writes(&self, fh: u64) {
         let _ = fh;
     }
-    /// Files with bytes that were written here and that the cluster was not told of yet.
-    fn untold(&self) -> usize {
-        0
-    }
-    /// `close` has to wait for [`Vfs::flush`] of what was written. Otherwise [`Vfs::release`], for which nobody waits, is enough.
-    fn close_waits(&self) -> bool {
-        true
-    }
     /// Creates and opens a file. Counts a reference. `mode` has the umask applied.
     fn create(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32, flags: i32) -> Result<(Stat, Opened)>;
     /// Creates an unnamed file in a directory and opens it (`O_TMPFILE`). Counts a reference.

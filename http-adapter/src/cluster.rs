@@ -98,9 +98,7 @@ impl Cluster for EngineCluster {
     }
 
     fn status(&self) -> Value {
-        // Looked at first: what is told in between is then something the core is not in sync with.
-        let untold = self.vfs.untold();
-        status_json(&self.core(), self.vfs.statfs().ok(), untold, self.ready(), (self.troubles)())
+        status_json(&self.core(), self.vfs.statfs().ok(), self.ready(), (self.troubles)())
     }
 
     fn conflicts(&self) -> Value {
@@ -109,7 +107,7 @@ impl Cluster for EngineCluster {
 }
 
 /// `/v1/status`: the core's own words, and what only the host knows.
-fn status_json(status: &Status, disk: Option<FsStat>, untold: usize, ready: bool, troubles: Vec<String>) -> Value {
+fn status_json(status: &Status, disk: Option<FsStat>, ready: bool, troubles: Vec<String>) -> Value {
     let peers: Vec<Value> = status
         .peers
         .iter()
@@ -152,8 +150,7 @@ fn status_json(status: &Status, disk: Option<FsStat>, untold: usize, ready: bool
         "inodes": status.inodes,
         "pending": status.pending,
         "pending_bytes": status.pending_bytes,
-        "untold_files": untold,
-        "in_sync": status.in_sync && untold == 0,
+        "in_sync": status.in_sync,
         "conflicts": status.conflicts,
         "disk": disk,
         "reasons": reasons,

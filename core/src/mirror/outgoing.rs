@@ -16,7 +16,7 @@ pub(crate) const RESEND_AFTER: Span = Span::ms(1500);
 pub(crate) const GATHER: Span = Span(700_000);
 /// The same when the last message left less than [`BUSY`] ago: larger messages cost everybody less, and what is made there
 /// of a new file's operations is made at once.
-pub(crate) const GATHER_BUSY: Span = Span::ms(5);
+pub(crate) const GATHER_BUSY: Span = Span::ms(3);
 const BUSY: Span = Span::ms(10);
 
 /// One connected member.

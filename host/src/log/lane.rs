@@ -52,7 +52,7 @@ impl Default for Options {
         Options {
             segment_bytes: 16 << 20,
             backlog_max_bytes: 64 << 20,
-            linger: Duration::from_millis(3),
+            linger: Duration::from_millis(1),
             unsynced_max_bytes: 8 << 20,
             unsynced_max_age: Duration::from_secs(1),
             retry: Duration::from_secs(1),

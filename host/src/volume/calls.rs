@@ -9,7 +9,7 @@ use crate::vfs::{FsStat, ROOT_INO, Result, SetStat, Stat};
 use ice_core::action::Spot;
 use ice_core::event::Change;
 use ice_core::ids::{InodeId, Name};
-use ice_core::op::{Attr, Attrs};
+use ice_core::op::Attr;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -144,20 +144,15 @@ impl Shared {
                 state.expected = Some(meta::mtime(after));
             }
         }
-        let Some((inode, info)) = &object.known else { return Ok(()) };
-        let (inode, witness) = (*inode, self.witness_after(object, after));
-        let (was, is) = (meta::attrs(before), meta::attrs(after));
-        let owner = |a: &Attrs| (a.uid, a.gid);
+        let Some((inode, _)) = object.known else { return Ok(()) };
+        let witness = self.witness_after(object, after);
         let mut changed = Vec::new();
-        // Programs that copy set what is already there. It is no change if everybody knows it.
-        let known = owner(&was) == owner(&is) && owner(&info.attrs) == owner(&is);
-        if (set.uid.is_some() || set.gid.is_some()) && !known {
+        if set.uid.is_some() || set.gid.is_some() {
             changed.push(Attr::Owner { uid: after.st_uid, gid: after.st_gid });
         }
         let mode = super::sys::mode_of(after) & meta::MODE_BITS;
         // A change of owner may clear bits.
-        let known = was.mode == mode && info.attrs.mode == mode;
-        if (set.mode.is_some() && !known) || was.mode != mode {
+        if set.mode.is_some() || mode != super::sys::mode_of(before) & meta::MODE_BITS {
             changed.push(Attr::Mode(mode));
         }
         if set.atime.is_some() || set.mtime.is_some() {
@@ -165,10 +160,6 @@ impl Shared {
             changed.push(Attr::Times { atime: a.atime, mtime: a.mtime });
         }
         with_times(&mut changed, after);
-        if changed.is_empty() && witness != info.witness {
-            // The change time moved.
-            self.tell_one(ns, Change::Touch { inode, witness })?;
-        }
         let changes = changed.into_iter().map(|attr| Change::Attr { inode, attr, witness }).collect();
         for result in self.tell(ns, changes)? {
             result.map_err(super::resolve::refused)?;
@@ -308,7 +299,6 @@ impl Shared {
             RENAME_EXCHANGE => true,
             _ => return Err(Errno::INVAL),
         };
-        self.publish_moved(from, &name)?;
         let ns = self.lock_ns();
         let (from_fd, to_fd) = (self.dir(from)?, self.dir(to)?);
         // What is not taken in yet must be, so that the core knows what moves.
@@ -350,14 +340,6 @@ impl Shared {
             }
         }
         self.tell(&ns, changes)?;
-        Ok(())
-    }
-
-    /// What was written is told before it takes another's place: the others must not see that place with other bytes.
-    fn publish_moved(&self, dir: InodeId, name: &Name) -> Result<()> {
-        if let Some(open) = self.known_at(dir, name)?.and_then(|inode| self.opens.of(inode)) {
-            self.publish_or_queue(&open);
-        }
         Ok(())
     }
 

@@ -49,12 +49,6 @@ impl Outside {
 }
 
 impl Vfs for Outside {
-    fn untold(&self) -> usize {
-        self.volume.untold()
-    }
-    fn close_waits(&self) -> bool {
-        self.volume.close_waits()
-    }
     fn lookup(&self, parent: u64, name: &OsStr) -> Result<Stat> {
         self.volume.lookup(parent, name)
     }

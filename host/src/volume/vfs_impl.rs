@@ -70,12 +70,6 @@ impl Vfs for Volume {
         self.s.admit()?;
         self.s.do_write(fh, offset, data)
     }
-    fn untold(&self) -> usize {
-        self.s.opens.dirty().len()
-    }
-    fn close_waits(&self) -> bool {
-        self.s.options.close_ack != ice_core::event::Ack::Local
-    }
     fn stores_are_writes(&self, fh: u64) {
         self.s.opens.no_mapper(fh);
     }
