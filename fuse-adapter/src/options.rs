@@ -77,10 +77,9 @@ impl MountOptions {
     #[cfg(target_os = "linux")]
     pub(crate) fn thread_count(&self) -> usize {
         match self.threads {
-            // Two at least: one may wait for the disk while another answers from memory. The kernel wakes them in turn, so that
-            // further ones cost a program that asks one thing after the other a cold cache each time; what waits by its nature is
-            // done elsewhere (module `park`).
-            0 => std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8),
+            // More than processors: one may wait for the disk while another answers from memory. But few: the kernel wakes them
+            // in turn, and a program that asks one thing after the other finds a cold cache each time.
+            0 => std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8) + 1,
             n => n,
         }
     }

@@ -323,27 +323,6 @@ fn a_storm_of_news_neither_hangs_nor_hurts() {
 }
 
 #[test]
-fn closing_asks_only_who_wants_to_be_waited_for() {
-    both(|f| {
-        use std::os::unix::fs::OpenOptionsExt;
-        let flushed = |freely: bool, read: bool| {
-            f.vfs.closes_freely.store(freely, Ordering::SeqCst);
-            f.vfs.take_counts();
-            let mut how = File::options();
-            how.write(true).read(read).create(true).custom_flags(libc::O_CLOEXEC);
-            let mut file = how.open(f.at("closed")).unwrap();
-            std::io::Write::write_all(&mut file, b"bytes").unwrap();
-            drop(file);
-            eventually("the release", || f.vfs.counted(&["release"]) == 1);
-            f.vfs.counted(&["flush"])
-        };
-        assert_eq!(flushed(false, false), 1);
-        assert_eq!(flushed(true, false), 0);
-        assert_eq!(flushed(true, true), 1, "it may have been mapped");
-    });
-}
-
-#[test]
 fn many_cached_inodes_need_few_descriptors_and_references_balance() {
     if !can_mount() {
         return;

@@ -306,9 +306,9 @@ fn bytes_that_were_written_but_not_told_before_the_end_are_found() {
     // An attribute that changes meanwhile must not make the bytes look known.
     let set = ice_host::vfs::SetStat { mode: Some(0o600), ..Default::default() };
     rig.volume.setattr(ROOT, rig.ino("f"), None, set).unwrap();
-    let known = rig.core.tree(|t| t.info(rig.inode_locked(t, "f"))).unwrap();
-    assert_eq!(known.witness.sum, 0);
     rig.rename("f", "g", 0).unwrap();
+    let known = rig.core.tree(|t| t.info(rig.inode_locked(t, "g"))).unwrap();
+    assert_eq!(known.witness.sum, 0);
     rig.volume.release(file.fh);
     rig.quiet();
     rig.assert_content("g", b"TOLD");

@@ -4,7 +4,6 @@ mod volume_support;
 
 use ice_core::action::Refused;
 use ice_core::event::Change;
-use ice_core::op::Attr;
 use ice_host::vfs::{Caller, SetStat, SetTime, Vfs};
 use ice_host::volume::HIDDEN_NAME;
 use rustix::io::Errno;
@@ -55,43 +54,6 @@ fn a_close_without_a_write_tells_nothing() {
     let (_, made) = rig.create("empty");
     rig.close(made);
     assert_eq!(rig.told().len(), 1, "only the creation: {:?}", rig.told());
-}
-
-#[test]
-fn attributes_that_stand_already_are_no_change() {
-    let rig = Rig::new();
-    rig.write("f", b"x");
-    rig.quiet();
-    let (ino, st) = (rig.ino("f"), rig.volume.getattr(rig.ino("f"), None).unwrap());
-    let (mode, uid, gid) = (Some(st.mode & 0o7777), Some(st.uid), Some(st.gid));
-    rig.forget_told();
-    rig.volume.setattr(ROOT, ino, None, SetStat { uid, gid, ..SetStat::default() }).unwrap();
-    rig.volume.setattr(ROOT, ino, None, SetStat { mode, ..SetStat::default() }).unwrap();
-    let told = rig.told();
-    assert!(told.iter().all(|c| matches!(c, Change::Touch { .. })), "only the change time: {told:?}");
-    rig.assert_agree();
-    // Another one is.
-    rig.volume.setattr(ROOT, ino, None, SetStat { mode: Some(0o600), ..SetStat::default() }).unwrap();
-    assert!(matches!(rig.told().last(), Some(Change::Attr { attr: Attr::Mode(0o600), .. })), "{:?}", rig.told());
-}
-
-#[test]
-fn what_was_written_is_told_before_it_takes_anothers_place() {
-    let rig = Rig::new();
-    rig.write("f", b"old");
-    let (_, file) = rig.create("f.tmp");
-    rig.volume.write(file.fh, 0, b"new").unwrap();
-    assert_eq!(rig.volume.untold(), 1);
-    rig.forget_told();
-    // A program's close need not have reached us when its next call does.
-    rig.rename("f.tmp", "f", 0).unwrap();
-    let told = rig.told();
-    assert!(matches!(told.as_slice(), [Change::Content { .. }, Change::Rename { .. }, ..]), "{told:?}");
-    rig.close(file);
-    rig.quiet();
-    assert_eq!(rig.volume.untold(), 0);
-    rig.assert_content("f", b"new");
-    rig.assert_agree();
 }
 
 #[test]

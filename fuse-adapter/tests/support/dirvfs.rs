@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,8 +59,6 @@ pub struct DirVfs {
     pub fsync_ms: AtomicU64,
     /// The same for `open`.
     pub open_ms: AtomicU64,
-    /// `close` waits for nothing.
-    pub closes_freely: AtomicBool,
     /// Called by `lookup` and `readdir` when the answer is ready.
     pub before_answer: Mutex<Option<Hook>>,
     /// Callers of the last changes.
@@ -107,7 +105,6 @@ impl DirVfs {
             sink: Mutex::default(),
             fsync_ms: AtomicU64::new(0),
             open_ms: AtomicU64::new(0),
-            closes_freely: AtomicBool::new(false),
             before_answer: Mutex::default(),
             callers: Mutex::default(),
         }
@@ -408,10 +405,6 @@ impl Vfs for DirVfs {
             done += rustix::io::pwrite(&file, &data[done..], offset + done as u64)?;
         }
         Ok(done)
-    }
-
-    fn close_waits(&self) -> bool {
-        !self.closes_freely.load(Ordering::SeqCst)
     }
 
     fn flush(&self, fh: u64) -> Result<()> {

@@ -74,13 +74,19 @@ impl Shared {
     /// A worker's life.
     pub(crate) fn run_jobs(&self) {
         let mut jobs = Vec::new();
-        let mut applies = Vec::new();
         while self.jobs.pop(&mut jobs) {
+            let (mut applies, mut others) = (Vec::new(), Vec::new());
             for io in jobs.drain(..) {
                 match io {
                     Io::Apply { token, apply } => applies.push((token, apply)),
+                    // Staging waits for the disk: what is seen by users goes first.
+                    other => others.push(other),
+                }
+            }
+            self.apply_all(applies);
+            for io in others {
+                match io {
                     Io::Stage { token, payload, inode, version } => {
-                        self.apply_all(&mut applies);
                         let result = match self.stage(&payload, inode, version) {
                             Ok(()) => IoResult::Fetched,
                             Err(e) => IoResult::Failed(e),
@@ -89,26 +95,22 @@ impl Shared {
                             port.complete(token, result);
                         }
                     }
-                    Io::Unstage { inode, version } => {
-                        self.apply_all(&mut applies);
-                        self.unstage(inode, version);
-                    }
+                    Io::Unstage { inode, version } => self.unstage(inode, version),
                     // `submit` lets nothing else in.
                     other => tracing::error!(?other, "not an action of the volume"),
                 }
             }
-            self.apply_all(&mut applies);
         }
     }
 
     /// Makes several changes: they share the wait for the log, the namespace lock, and the step of the core that they end in.
-    fn apply_all(&self, applies: &mut Vec<(IoToken, Apply)>) {
-        let Ok(port) = self.port() else { return applies.clear() };
+    fn apply_all(&self, applies: Vec<(IoToken, Apply)>) {
+        let Ok(port) = self.port() else { return };
         if applies.is_empty() {
             return;
         }
         let made: Vec<_> = applies
-            .drain(..)
+            .into_iter()
             .map(|(token, apply)| {
                 // Whole before it gets its place.
                 let made = match &apply {
@@ -125,9 +127,9 @@ impl Shared {
             .collect();
         // A process that dies must not leave a change whose operation its log does not know.
         port.logged();
-        let mut news = Vec::new();
         let mut made = made.into_iter().peekable();
         while made.peek().is_some() {
+            let mut news = Vec::new();
             let ns = self.lock_ns();
             let (mut results, mut places) = (Vec::new(), Vec::new());
             for (token, apply, made) in made.by_ref().take(APPLY_LOCKED) {
@@ -138,8 +140,11 @@ impl Shared {
             }
             port.complete_all(results);
             self.note_unsettled(&places);
+            drop(ns);
+            self.stale.push(news);
+            // The lock is not fair: who waits for it gets a chance.
+            std::thread::yield_now();
         }
-        self.stale.push(news);
     }
 
     fn apply(

@@ -2,13 +2,13 @@
 //! its dirty ones.
 //!
 //! Waking a thread costs more than most of what it is woken for. While one is at work, and gets on, it takes what comes as
-//! well; another is woken when as much waits as one takes at once, or when the one at work has not come back for a while.
+//! well. Another stands by: it takes what waits when that is as much as one takes at once, or when it has waited for a while.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A thread that has been at work for so long without coming back is not waited for.
+/// So long what comes is left to those at work.
 const PATIENCE: Duration = Duration::from_millis(2);
 
 pub(crate) struct Queue<T> {
@@ -25,16 +25,14 @@ struct Inner<T> {
     closed: bool,
     /// Threads that wait for items.
     idle: usize,
-    /// One of them was woken and has not come yet.
-    woken: bool,
-    /// When a thread took items last.
-    taken: Instant,
+    /// One of them was woken, or waits for a while whether what came is left to it.
+    standby: bool,
 }
 
 impl<T> Queue<T> {
     /// For so many threads, each of which takes `batch` items at once.
     pub(crate) fn new(workers: usize, batch: usize) -> Queue<T> {
-        let inner = Inner { items: VecDeque::new(), closed: false, idle: 0, woken: false, taken: Instant::now() };
+        let inner = Inner { items: VecDeque::new(), closed: false, idle: 0, standby: false };
         Queue { inner: Mutex::new(inner), more: Condvar::new(), workers, batch }
     }
 
@@ -49,11 +47,9 @@ impl<T> Queue<T> {
             return;
         }
         inner.items.push_back(item);
-        let alone = inner.idle == self.workers && !inner.woken;
-        let late = !inner.woken && inner.taken.elapsed() > PATIENCE;
         // Who does not wait looks for items before waiting.
-        if inner.idle > 0 && (alone || late || inner.items.len() >= self.batch) {
-            inner.woken = true;
+        if inner.idle > 0 && (!inner.standby || inner.items.len() >= self.batch) {
+            inner.standby = true;
             drop(inner);
             self.more.notify_one();
         }
@@ -62,12 +58,32 @@ impl<T> Queue<T> {
     /// Appends the oldest items to `items`; waits for one. `false` after [`Queue::close`], when all is taken.
     pub(crate) fn pop(&self, items: &mut Vec<T>) -> bool {
         let mut inner = self.inner();
+        // Until when a thread that was woken leaves what waits to others.
+        let mut patience: Option<Instant> = None;
+        let mut called = false;
         loop {
             if !inner.items.is_empty() {
+                let now = Instant::now();
+                let others = inner.idle + 1 < self.workers && inner.items.len() < self.batch;
+                let until = *patience.get_or_insert(now + PATIENCE);
+                if called && others && now < until && !inner.closed {
+                    inner.idle += 1;
+                    inner = self.more.wait_timeout(inner, until - now).unwrap_or_else(PoisonError::into_inner).0;
+                    inner.idle -= 1;
+                    continue;
+                }
                 let n = inner.items.len().min(self.batch);
                 items.extend(inner.items.drain(..n));
-                inner.taken = Instant::now();
+                inner.standby &= !called;
+                if !inner.items.is_empty() && inner.idle > 0 && !inner.standby {
+                    inner.standby = true;
+                    self.more.notify_one();
+                }
                 return true;
+            }
+            if called {
+                inner.standby = false;
+                patience = None;
             }
             if inner.closed {
                 return false;
@@ -75,7 +91,7 @@ impl<T> Queue<T> {
             inner.idle += 1;
             inner = self.more.wait(inner).unwrap_or_else(PoisonError::into_inner);
             inner.idle -= 1;
-            inner.woken = false;
+            called = true;
         }
     }
 
@@ -122,11 +138,12 @@ mod tests {
             .collect();
         queue.push(0);
         assert_eq!(seen.recv_timeout(LONG).unwrap(), 0, "one thread is stuck from here on");
-        std::thread::sleep(PATIENCE * 2);
-        for item in 1..100 {
+        queue.push(1);
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), 1, "nothing else comes that could wake the other");
+        for item in 2..100 {
             queue.push(item);
         }
-        for item in 1..100 {
+        for item in 2..100 {
             assert_eq!(seen.recv_timeout(LONG).unwrap(), item);
         }
         go.send(()).unwrap();
