@@ -100,6 +100,72 @@ fn what_fsync_acknowledged_survives_kill_9_of_any_node() {
     }
 }
 
+/// Saves as editors do: a new file is written aside and takes the name. Or the old one is removed first.
+fn save(dir: &Path, name: &str, data: &[u8], by_rename: bool) -> std::io::Result<()> {
+    let place = dir.join(name);
+    if by_rename {
+        let aside = dir.join(format!("{name}.tmp"));
+        write_synced(&aside, data)?;
+        fs::rename(&aside, &place)?;
+    } else {
+        match fs::remove_file(&place) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => write_synced(&place, data)?,
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
+#[test]
+fn a_node_that_dies_while_names_change_hands_brings_nothing_old_back() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::start(3);
+    let mut rng = Rng(3);
+    for round in 0..6 {
+        let dir = c.nodes[0].mount().join(format!("d{round}"));
+        fs::create_dir(&dir).expect("mkdir");
+        let (by_rename, die_at) = (round % 2 == 0, 30 + rng.next(60));
+        let mut saved = BTreeMap::new();
+        let mut n = 0;
+        // What the dead node had begun is overtaken twice by the time it comes back.
+        while n < die_at + 24 {
+            let name = format!("f{}", n % 12);
+            let size = [0, 10, 4096, 20_000, 300_000][rng.next(5) as usize];
+            let data: Vec<u8> = format!("{n}:").into_bytes().into_iter().cycle().take(size + 4).collect();
+            save(&dir, &name, &data, by_rename).expect("saving with two of three nodes");
+            saved.insert(name, data);
+            n += 1;
+            if n == die_at {
+                let pid = rustix::process::Pid::from_raw(c.nodes[1].pid() as i32).expect("a process");
+                let delay = Duration::from_millis(rng.next(4));
+                std::thread::spawn(move || {
+                    // In the midst of the next save.
+                    std::thread::sleep(delay);
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                });
+            }
+        }
+        c.nodes[1].kill9();
+        c.nodes[1].restart();
+        c.wait_connected();
+        c.wait_equal();
+        for node in &c.nodes {
+            let dir = node.mount().join(format!("d{round}"));
+            let names: Vec<String> = fs::read_dir(&dir)
+                .expect("list")
+                .map(|e| e.expect("entry").file_name().into_string().expect("UTF-8"))
+                .collect();
+            assert_eq!(names.len(), saved.len(), "{}, round {round}: {names:?}", node.name);
+            for (name, data) in &saved {
+                let found = fs::read(dir.join(name)).expect("read");
+                assert!(found == *data, "{}, round {round}: {name} is older than what was saved last", node.name);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_dead_mount_is_replaced_by_the_next_start() {
     if !fuse_or_skip() {

@@ -143,7 +143,10 @@ impl Node {
             Admin::RemovePeer { url } => self.members.remove_url(&url, &mut fx),
             Admin::Scanned => {
                 self.unproven = None;
-                self.awaits_scan = None;
+                self.tree.scanned();
+                if self.awaits_scan.take().is_some() {
+                    self.ask_for_missed();
+                }
             }
             Admin::Stop => {
                 self.stopping = true;

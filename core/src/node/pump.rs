@@ -120,13 +120,14 @@ impl Node {
     }
 
     /// What stands in `backing` is left as the crash left it until it has been compared, for a bounded time.
-    fn scan_is_awaited(&mut self) -> bool {
+    pub(super) fn scan_is_awaited(&mut self) -> bool {
         let Some(ScanDue::At(until)) = self.awaits_scan else { return self.awaits_scan.is_some() };
         if until > self.now {
             return true;
         }
         self.awaits_scan = None;
         self.trouble("the comparison of backing with the tree takes long: changes are applied before it has ended");
+        self.ask_for_missed();
         false
     }
 

@@ -16,7 +16,7 @@ use crate::mirror::syncs::Syncs;
 use crate::op::{Op, OpBody};
 use crate::rng::{Rng, Seed};
 use crate::time::{Hlc, Instant, Stamp};
-use crate::tree::Tree;
+use crate::tree::{ByBytes, Tree};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
@@ -83,7 +83,15 @@ impl Node {
         let mut clock = meta.clock;
         let mut next = meta.next_record.max(1);
         let mut touched: BTreeSet<InodeId> = BTreeSet::new();
+        let crashed = disk.ending != Ending::Clean;
+        let mut carried = ByBytes::new();
         for (index, record) in &disk.log {
+            if let LogRecord::Op { op, here: None } = record
+                && let OpBody::SetContent { inode, size: size @ 1.., digest, .. } = &op.body
+                && crashed
+            {
+                carried.entry((*size, *digest)).or_default().push((*inode, op.stamp()));
+            }
             next = next.max(index + 1);
             if let Some(u) = unproven.as_mut() {
                 let gone = match record {
@@ -143,6 +151,9 @@ impl Node {
         if let Some(u) = unproven.as_mut() {
             u.versions.extend(touched.iter().flat_map(|i| content.of(*i).into_iter().map(|v| (*i, v))));
             u.versions.extend(disk.staged.iter().copied());
+        }
+        if crashed {
+            tree.crashed(carried);
         }
         let rng = Rng::new(seed);
         let mut node = Node {

@@ -16,6 +16,11 @@ use alloc::vec::Vec;
 /// Operations that were asked for are asked for again after this.
 const ASK_AGAIN: Span = Span::ms(1000);
 
+/// Operations, or a state that stands for them.
+fn brings_changes(message: &Message) -> bool {
+    matches!(message, Message::Ops { .. } | Message::Cut(_) | Message::StateDigests { .. } | Message::State { .. })
+}
+
 impl Node {
     pub(super) fn message(&mut self, link: LinkId, message: Message) {
         let mut fx = Vec::new();
@@ -43,6 +48,11 @@ impl Node {
                 None => return self.refuse_payloads(&message),
             },
         };
+        if self.scan_is_awaited() && brings_changes(&message) {
+            // What the disk holds is explained by what was known when the node stopped. Later changes would hide that: what
+            // they renamed or removed would look like somebody's new work. It is all asked for again when the scan has ended.
+            return self.refuse_payloads(&message);
+        }
         match message {
             Message::Beat(beat) => {
                 self.members.beat(link, &beat, self.clock.wall_ns, self.now, &mut fx);
@@ -71,6 +81,17 @@ impl Node {
             Message::Hello(_) | Message::Refuse { .. } => {}
         }
         self.effects(fx);
+    }
+
+    /// The scan after a crash has ended, or takes too long: what came meanwhile and was not taken is asked for.
+    pub(super) fn ask_for_missed(&mut self) {
+        self.asked.clear();
+        let links: Vec<(ReplicaId, LinkId)> = self.members.connected().collect();
+        for (replica, link) in links {
+            let Some(life) = self.members.peers.get(&replica).map(|p| p.info.life) else { continue };
+            let known = self.history.known(life).0;
+            self.ask(link, life, known + 1);
+        }
     }
 
     fn refuse_payloads(&mut self, message: &Message) {
@@ -179,6 +200,9 @@ impl Node {
 
     /// Compares what somebody else has with what we have, and asks for what we lack.
     fn consider(&mut self, peer: ReplicaId, link: LinkId, theirs: &Frontier) {
+        if self.scan_is_awaited() {
+            return;
+        }
         let pushes: BTreeMap<ReplicaId, ReplicaId> = self
             .members
             .peers

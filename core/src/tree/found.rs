@@ -16,6 +16,7 @@ use crate::event::{Found, Thing, Witness};
 use crate::ids::{EntryId, InodeId, Name};
 use crate::op::{ContentDigest, Kind};
 use crate::time::Stamp;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,9 @@ pub struct Removed {
     /// Size and digest of a file's bytes, if they were known.
     pub bytes: Option<(u64, ContentDigest)>,
 }
+
+/// Versions of files by their size and digest.
+pub type ByBytes = BTreeMap<(u64, ContentDigest), Vec<(InodeId, Stamp)>>;
 
 /// What a machine crash may have brought back: what was removed, and older editions of files.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,7 +83,20 @@ impl Tree {
     /// Something that is known may explain an object under this name: it is worth its digest to show it.
     pub fn may_explain(&self, dir: InodeId, name: &Name) -> bool {
         let Some(p) = self.inode_of(dir) else { return false };
-        name.as_bytes().windows(MARK.len()).any(|w| w == MARK) || !self.waiting_at(&(p, name.clone())).is_empty()
+        self.carried.as_ref().is_some_and(|c| !c.is_empty())
+            || name.as_bytes().windows(MARK.len()).any(|w| w == MARK)
+            || !self.waiting_at(&(p, name.clone())).is_empty()
+    }
+
+    /// After a crash: versions of others that the log knows. That they were carried out may not be recorded. Counts until
+    /// [`Tree::scanned`].
+    pub fn crashed(&mut self, carried: ByBytes) {
+        self.carried = Some(carried);
+    }
+
+    /// Everything on disk was compared after the start.
+    pub fn scanned(&mut self) {
+        self.carried = None;
     }
 
     fn found_nothing(&mut self, seated: Option<u32>, lost: bool, records: &mut Vec<LogRecord>) -> Sighting {
@@ -107,6 +124,7 @@ impl Tree {
         removed: &Bygone<'_>,
         records: &mut Vec<LogRecord>,
     ) -> Sighting {
+        let crashed = lost || self.carried.is_some();
         let known = thing.object.and_then(|o| self.inode_of(o)).filter(|j| self.kind(*j).as_ref() == Some(&thing.kind));
         if let Some(e) = seated {
             let i = self.entries[e].inode;
@@ -114,7 +132,7 @@ impl Tree {
             // What is to go may have been replaced by what is to take its name.
             if another
                 && self.desired(e).is_none()
-                && let Some((heir, version)) = self.entry_that_waits(here, known, thing, lost)
+                && let Some((heir, version)) = self.entry_that_waits(here, known, thing, crashed)
             {
                 return self.take_seat(heir, here, thing.disk, Some(version), records);
             }
@@ -131,7 +149,12 @@ impl Tree {
             }
             return self.take_seat(e, here, thing.disk, version, records);
         }
-        if let Some((e, version)) = self.entry_that_waits(here, known, thing, lost) {
+        if let Some((e, version)) = self.entry_that_waits(here, known, thing, crashed) {
+            return self.take_seat(e, here, thing.disk, Some(version), records);
+        }
+        if known.is_none()
+            && let Some((e, version)) = self.entry_carried_out(thing)
+        {
             return self.take_seat(e, here, thing.disk, Some(version), records);
         }
         if let Seat::At(p, name) = here {
@@ -269,7 +292,7 @@ impl Tree {
     }
 
     /// An entry that should stand here and does not yet, and the version that would make it this object.
-    fn entry_that_waits(&self, here: &Seat, known: Option<u32>, thing: &Thing, lost: bool) -> Option<(u32, Stamp)> {
+    fn entry_that_waits(&self, here: &Seat, known: Option<u32>, thing: &Thing, crashed: bool) -> Option<(u32, Stamp)> {
         let Seat::At(p, name) = here else { return None };
         let place = (*p, name.clone());
         for e in self.waiting_at(&place) {
@@ -293,12 +316,31 @@ impl Tree {
             }
             let all = self.versions.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).map(|(_, v)| v);
             let same = all.filter(|v| v.size > 0 && (v.size, v.digest) == thing.bytes).map(|v| v.stamp).max();
-            if let Some(v) = same.or_else(|| (lost && thing.bytes == (0, ContentDigest::EMPTY)).then_some(Stamp::ZERO))
-            {
+            // It was made before its bytes came.
+            let bare = crashed && thing.bytes == (0, ContentDigest::EMPTY);
+            if let Some(v) = same.or_else(|| bare.then_some(Stamp::ZERO)) {
                 return Some((e, v));
             }
         }
         None
+    }
+
+    /// A file that stands nowhere and never did as far as is recorded, of which the log has these very bytes: it was made here for
+    /// an operation that later ones renamed or removed. The plan does the same with it, then.
+    fn entry_carried_out(&self, thing: &Thing) -> Option<(u32, Stamp)> {
+        if thing.kind != Kind::File || thing.bytes.0 == 0 {
+            return None;
+        }
+        self.carried.as_ref()?.get(&thing.bytes)?.iter().find_map(|(inode, version)| {
+            let i = self.inode_of(*inode)?;
+            let made = self.on_disk(i) || self.inodes[i].witness.disk != 0 || !self.held(i).stamp.is_zero();
+            if made || self.kind(i) != Some(Kind::File) {
+                return None;
+            }
+            let entries = self.entries_of(i);
+            let alive = entries.iter().find(|e| self.desired(**e).is_some());
+            Some((*alive.or(entries.first())?, *version))
+        })
     }
 
     /// Entries that should stand at a place and stand nowhere.

@@ -64,7 +64,7 @@ pub use api::{
     Ticket, Version, XattrRecord,
 };
 
-pub use found::{Bygone, Removed, Seen};
+pub use found::{ByBytes, Bygone, Removed, Seen};
 
 use crate::action::Source;
 use crate::ids::{EntryId, InodeId};
@@ -117,6 +117,8 @@ pub struct Tree {
     copies: BTreeMap<(InodeId, Stamp), InodeId>,
     copy_of: BTreeMap<InodeId, (InodeId, Stamp)>,
     kept: Vec<plan::Kept>,
+    /// After a crash, until everything was compared: what others' operations in the log say of files' bytes.
+    carried: Option<ByBytes>,
     /// The move log.
     moves: BTreeMap<Stamp, Move>,
     moves_of: BTreeSet<(u32, Stamp)>,
@@ -198,6 +200,7 @@ impl Tree {
             copies: BTreeMap::new(),
             copy_of: BTreeMap::new(),
             kept: Vec::new(),
+            carried: None,
             moves: BTreeMap::new(),
             moves_of: BTreeSet::new(),
             base: BTreeMap::new(),
