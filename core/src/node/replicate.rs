@@ -48,9 +48,7 @@ impl Node {
                 None => return self.refuse_payloads(&message),
             },
         };
-        if self.scan_is_awaited() && brings_changes(&message) {
-            // What the disk holds is explained by what was known when the node stopped. Later changes would hide that: what
-            // they renamed or removed would look like somebody's new work. It is all asked for again when the scan has ended.
+        if self.holds_out() && brings_changes(&message) {
             return self.refuse_payloads(&message);
         }
         match message {
@@ -81,6 +79,14 @@ impl Node {
             Message::Hello(_) | Message::Refuse { .. } => {}
         }
         self.effects(fx);
+    }
+
+    /// After the end of the process the log explains whatever the disk holds. Later changes by others would hide that: what they
+    /// renamed or removed would look like somebody's new work. So nothing is taken from them before the scan has ended; it is
+    /// all asked for again then. After the end of the machine it is the other way round: the log may have lost what the others
+    /// know, and what they tell explains more.
+    fn holds_out(&mut self) -> bool {
+        self.unproven.is_none() && self.scan_is_awaited()
     }
 
     /// The scan after a crash has ended, or takes too long: what came meanwhile and was not taken is asked for.
@@ -200,7 +206,7 @@ impl Node {
 
     /// Compares what somebody else has with what we have, and asks for what we lack.
     fn consider(&mut self, peer: ReplicaId, link: LinkId, theirs: &Frontier) {
-        if self.scan_is_awaited() {
+        if self.holds_out() {
             return;
         }
         let pushes: BTreeMap<ReplicaId, ReplicaId> = self

@@ -48,6 +48,7 @@ impl<'a> View<'a> {
         let n = self.node;
         let last = n.last_own();
         n.tree.pending() == 0
+            && n.awaits_scan.is_none()
             && n.outgoing.values().all(|o| o.acked >= last)
             && n.history.all_missing().next().is_none()
             && n.history.durable_frontier() == n.history.frontier()

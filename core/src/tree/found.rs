@@ -136,6 +136,13 @@ impl Tree {
             {
                 return self.take_seat(heir, here, thing.disk, Some(version), records);
             }
+            // What stood here went on, and what came after it did not get as far.
+            if another
+                && self.version_of(i, thing.bytes, lost).is_none()
+                && let Some((e, version)) = self.entry_carried_out(thing)
+            {
+                return self.take_seat(e, here, thing.disk, Some(version), records);
+            }
             if self.kind(i).as_ref() == Some(&thing.kind) && known.is_none_or(|j| j == i) {
                 return self.found_in_place(e, i, thing, lost, records);
             }
