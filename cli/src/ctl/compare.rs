@@ -78,6 +78,15 @@ pub fn load(s: &Session<'_>) -> Result<Indexes> {
     if all.peers.is_empty() {
         bail!("no peers");
     }
+    // Members that are down are not in the list of peers. They may well differ.
+    let status: serde_json::Value = s.client.json(&s.base, "/v1/status")?;
+    for member in status["peers"].as_array().into_iter().flatten() {
+        let url = member["urls"][0].as_str().unwrap_or_default();
+        if member["state"] == "down" && member["left"] != true && !url.is_empty() {
+            eprintln!("warn: index {url}: {} is down", member["name"].as_str().unwrap_or("the node"));
+            all.missing.push(Base::parse(url).context("the status of the cluster")?);
+        }
+    }
     let nodes = all.peers.len();
     all.files.values_mut().for_each(|copies| copies.resize(nodes, None));
     Ok(all)

@@ -114,14 +114,14 @@ pub struct Listed {
     pub xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
 }
 
-/// A losing version that was kept.
+/// A losing version that was kept; or of two things that were given one name apart, the one that is shown under another.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Conflict {
     /// The file that the conflict was about.
     pub inode: InodeId,
-    /// The losing version.
+    /// The losing version, or when the name was given.
     pub lost: Stamp,
-    /// The file that keeps its bytes.
+    /// The file that keeps its bytes, or what is shown under the conflict's name.
     pub copy: InodeId,
 }
 

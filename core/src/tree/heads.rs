@@ -171,13 +171,14 @@ impl Tree {
         Some(LocalOutcome { inode, ops, records: Vec::new() })
     }
 
-    /// Kept losing versions whose copies still stand.
+    /// Kept losing versions whose copies still stand, and what stands under a conflict's name because others have its own.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let live = |copy: &InodeId| {
             self.inode_of(*copy).is_some_and(|c| self.entries_of(c).iter().any(|e| self.entries[*e].has(LIVE)))
         };
         let all = self.copies.iter().filter(|(_, copy)| live(copy));
-        all.map(|((inode, lost), copy)| Conflict { inode: *inode, lost: *lost, copy: *copy }).collect()
+        let kept = all.map(|((inode, lost), copy)| Conflict { inode: *inode, lost: *lost, copy: *copy });
+        kept.chain(self.spots.keys().filter_map(|e| self.clash(*e))).collect()
     }
 
     /// The copy that keeps version `lost` of `inode`, if one is known.

@@ -1,7 +1,7 @@
 //! Names that are shown: what happens when several live entries have one name in one directory.
 
-use super::Tree;
 use super::model::*;
+use super::{Conflict, Tree};
 use crate::ids::{EntryId, Name};
 use crate::time::Stamp;
 use alloc::format;
@@ -64,6 +64,15 @@ impl Tree {
             }
         }
         None
+    }
+
+    /// If a live entry has to be shown under another name than its own, as another has that: who, and since when.
+    pub(super) fn clash(&self, e: u32) -> Option<Conflict> {
+        let n = self.entries.get(e).filter(|n| n.has(LIVE))?;
+        let name = n.name.as_ref()?;
+        let first = self.group(n.parent, name).into_iter().max_by_key(|o| self.rank(*o)).filter(|o| *o != e)?;
+        let (inode, copy) = (self.id_of(self.entries[first].inode), self.id_of(n.inode));
+        Some(Conflict { inode, lost: self.rank(e).0, copy })
     }
 
     /// Where an entry should stand on disk; `None`: nowhere.

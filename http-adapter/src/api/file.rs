@@ -86,14 +86,15 @@ pub(super) async fn read(
         Verdict::NotModified => return Ok((StatusCode::NOT_MODIFIED, headers).into_response()),
         Verdict::Failed => return Err(precondition_failed()),
     }
+    let just_head = request.method() == Method::HEAD;
     let ranges = match request.headers().get(header::RANGE) {
-        Some(range) if conditional::range_holds(request.headers(), &validators, now()) => {
+        // Ranges are defined for GET only (RFC 9110, section 14.2).
+        Some(range) if !just_head && conditional::range_holds(request.headers(), &validators, now()) => {
             range::parse(Some(range.as_bytes()), meta.size)
         }
         _ => Ranges::Whole,
     };
     let kind = content_type(&head, head.len() as u64 == meta.size);
-    let just_head = request.method() == Method::HEAD;
     let file = Arc::new(Reading(file));
     let part = |from, to| ReadStream::new(&app.rt, file.clone(), from, to);
     let (status, length, body) = match ranges {
