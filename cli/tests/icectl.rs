@@ -206,6 +206,10 @@ fn consistency_names_the_differences_and_its_exit_code_tells() {
     b.put("same", "x", 2);
     let equal = run(&["-base", &a.url(), "consistency"]);
     assert_eq!((equal.code, equal.out.as_str()), (0, "All peers consistent.\n"));
+    let status = r#"{"peers":[{"name":"n3","state":"down","left":false,"urls":["http://127.0.0.1:1"]}]}"#;
+    a.with(|s| s.fixed.insert("/v1/status".into(), (200, status.into())));
+    let partly = run(&["-base", &a.url(), "consistency"]);
+    assert_eq!((partly.code, partly.out.as_str()), (1, "All reachable peers consistent; 1 could not be asked.\n"));
 
     // Of one size and one time: what only the digests tell.
     a.put("bytes", "ab", 3);

@@ -78,18 +78,26 @@ pub fn load(s: &Session<'_>) -> Result<Indexes> {
     if all.peers.is_empty() {
         bail!("no peers");
     }
-    // Members that are down are not in the list of peers. They may well differ.
-    let status: serde_json::Value = s.client.json(&s.base, "/v1/status")?;
+    let nodes = all.peers.len();
+    all.files.values_mut().for_each(|copies| copies.resize(nodes, None));
+    Ok(all)
+}
+
+/// Members that are down: they are not in the list of peers, and may well differ.
+fn down(s: &Session<'_>) -> Result<Vec<Base>> {
+    let status: serde_json::Value = s.client.json(&s.base, "/v1/status").unwrap_or_else(|error| {
+        eprintln!("warn: which nodes are down is not known: {error:#}");
+        serde_json::Value::Null
+    });
+    let mut found = vec![];
     for member in status["peers"].as_array().into_iter().flatten() {
         let url = member["urls"][0].as_str().unwrap_or_default();
         if member["state"] == "down" && member["left"] != true && !url.is_empty() {
             eprintln!("warn: index {url}: {} is down", member["name"].as_str().unwrap_or("the node"));
-            all.missing.push(Base::parse(url).context("the status of the cluster")?);
+            found.push(Base::parse(url).context("the status of the cluster")?);
         }
     }
-    let nodes = all.peers.len();
-    all.files.values_mut().for_each(|copies| copies.resize(nodes, None));
-    Ok(all)
+    Ok(found)
 }
 
 fn load_one(
@@ -125,7 +133,8 @@ pub fn name_bytes(text: String, raw: Option<String>) -> Vec<u8> {
 
 /// Prints every path on which nodes differ. Exit code 1 if there is one, or if a node could not be asked.
 pub fn consistency(s: &mut Session<'_>) -> Result<u8> {
-    let all = load(s)?;
+    let mut all = load(s)?;
+    all.missing.extend(down(s)?);
     let mut count = 0_u64;
     let mut json = vec![];
     for (path, copies) in all.differences() {
