@@ -4,6 +4,7 @@ use super::model::*;
 use super::{Child, InodeInfo, Listed, ROOT, Tree};
 use crate::action::Spot;
 use crate::ids::{EntryId, InodeId, Name};
+use crate::op::ContentDigest;
 use crate::time::{Stamp, UnixTime};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -76,6 +77,15 @@ impl Tree {
             witness: self.inodes[i].witness,
             nlink: self.entries_of(i).into_iter().filter(|e| self.is_seated(*e)).count() as u32,
         })
+    }
+
+    /// Length and digest of a version: of the newest one, or of one that not everybody knows yet. `None`: it is neither.
+    pub fn version(&self, inode: InodeId, version: Stamp) -> Option<(u64, ContentDigest)> {
+        let i = self.inode_of(inode)?;
+        match self.winner(i) {
+            (stamp, size, digest) if stamp == version => Some((size, digest)),
+            _ => self.versions.get(&(i, version)).map(|v| (v.size, v.digest)),
+        }
     }
 
     /// The times (access, modification) of a directory, if they were set after `inode` got or lost its last name: to put it there,

@@ -41,6 +41,13 @@ impl Shared {
     ) -> Result<Made, IoError> {
         let made = match (kind, source) {
             (Kind::File, Source::Staged { inode, version }) => {
+                match self.prove_known(*inode, *version) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(IoError::Mismatch),
+                    // The tree has gone on meanwhile, and wants something else.
+                    Err(Errno::STALE) => return Err(IoError::Changed),
+                    Err(e) => return Err(meta::io_error(e)),
+                }
                 let name = staged_name(true, *inode, *version);
                 let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = match rustix::fs::openat(self.hidden.tmp(), &*name, flags, Mode::empty()) {

@@ -75,6 +75,7 @@ use crate::volume::watch::Watch;
 use ice_core::action::Io;
 use ice_core::event::Ack;
 use ice_core::ids::{InodeId, ReplicaId};
+use ice_core::time::Stamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -177,6 +178,8 @@ pub(crate) struct Shared {
     watch: Option<Watch>,
     unsettled: Unsettled,
     spares: Spares,
+    /// Staged content that was there at the start and has not been compared with its digest since.
+    unproven: Mutex<BTreeSet<(InodeId, Stamp)>>,
     /// Files with several names, by their number in `backing`.
     linked: Mutex<HashMap<u64, InodeId>>,
     suspects: Mutex<BTreeSet<InodeId>>,
@@ -206,6 +209,8 @@ impl Volume {
             .map_err(|errno| OpenError::Os { what: format!("opening backing {backing}"), errno })?;
         let hidden = Hidden::open(dirs.root(), options.replica)?;
         let mut troubles = BTreeMap::new();
+        let unproven = staging::whole(hidden.tmp())
+            .map_err(|errno| OpenError::Os { what: "reading the staging area".to_owned(), errno })?;
         let watch = match options.watch.then(Watch::new).transpose() {
             Ok(watch) => watch.flatten(),
             Err(e) => {
@@ -228,6 +233,7 @@ impl Volume {
             watch,
             unsettled: Unsettled::default(),
             spares: Spares::default(),
+            unproven: Mutex::new(unproven),
             linked: Mutex::default(),
             busy_outside: Mutex::default(),
             suspects: Mutex::new(options.suspects.clone()),

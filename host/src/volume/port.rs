@@ -5,6 +5,7 @@ use crate::payload::PayloadPool;
 use ice_core::action::{Refused, Sighting, Spot};
 use ice_core::event::{Ack, Change, Event, Found, IoResult};
 use ice_core::ids::{EntryId, InodeId, IoToken, Name};
+use ice_core::op::ContentDigest;
 use ice_core::time::{Stamp, UnixTime};
 use ice_core::tree::{Child, InodeInfo, Tree};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub trait Names {
     fn limbo(&self) -> Vec<(EntryId, InodeId)>;
     /// Staged bytes of this version may still be asked for.
     fn wants(&self, inode: InodeId, version: Stamp) -> bool;
+    /// Length and digest of a version that may be put in place or served.
+    fn version(&self, inode: InodeId, version: Stamp) -> Option<(u64, ContentDigest)>;
     /// The times (access, modification) of a directory, if they were set after `inode` got or lost its last name.
     fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)>;
     /// Something known may explain an object found under this name (see [`Port::found`]).
@@ -117,6 +120,9 @@ impl Names for Tree {
     }
     fn wants(&self, inode: InodeId, version: Stamp) -> bool {
         Tree::wants(self, inode, version)
+    }
+    fn version(&self, inode: InodeId, version: Stamp) -> Option<(u64, ContentDigest)> {
+        Tree::version(self, inode, version)
     }
     fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)> {
         Tree::times_set_after(self, dir, inode)

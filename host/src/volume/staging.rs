@@ -12,12 +12,13 @@ use ice_core::op::{ContentDigest, Payload};
 use ice_core::time::Stamp;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Partial content is resumed from a multiple of this.
 const RESUME_BYTES: u64 = digest::BLOCK_BYTES;
@@ -111,7 +112,7 @@ impl Staged for Arriving {
 
     fn finish(mut self: Box<Self>) -> io::Result<bool> {
         let Fetch { inode, version, size, digest, .. } = self.fetch;
-        let Some(file) = &self.file else { return Ok(true) };
+        let Some(file) = &self.file else { return Ok(self.s.prove(inode, version, Some((size, digest)))?) };
         self.stream.unfinished(&mut self.known);
         if file.metadata()?.len() < size {
             // It ends with a hole.
@@ -312,25 +313,75 @@ impl Volume {
 
     /// The versions that are staged, whole. For the core's start.
     pub fn staged(&self) -> Vec<(InodeId, Stamp)> {
-        let names = match list(self.s.hidden.tmp()) {
-            Ok(names) => names,
+        match whole(self.s.hidden.tmp()) {
+            Ok(staged) => staged.into_iter().collect(),
             Err(e) => {
                 // What is not named is fetched again.
                 self.s.trouble("staging", format!("the staging area cannot be read: {e}"));
                 Vec::new()
             }
-        };
-        let mut staged: Vec<_> = names
-            .iter()
-            .filter_map(|n| parse_staged(n))
-            .filter_map(|(whole, inode, version)| whole.then_some((inode, version)))
-            .collect();
-        staged.sort();
-        staged
+        }
     }
 }
 
+/// The versions that are staged, whole.
+pub(super) fn whole(tmp: BorrowedFd<'_>) -> Result<BTreeSet<(InodeId, Stamp)>, Errno> {
+    let names = list(tmp)?;
+    let staged = names.iter().filter_map(|n| parse_staged(n));
+    Ok(staged.filter_map(|(whole, inode, version)| whole.then_some((inode, version))).collect())
+}
+
 impl Shared {
+    fn unproven(&self) -> MutexGuard<'_, BTreeSet<(InodeId, Stamp)>> {
+        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Staged content is what its name says: this process has written and verified it, or does so now that it was found at the
+    /// start. False: it is not, and has been removed. `content` is what it should be; if nobody knows, it is not believed
+    /// (`ESTALE`), and stays.
+    pub(super) fn prove(
+        &self,
+        inode: InodeId,
+        version: Stamp,
+        content: Option<(u64, ContentDigest)>,
+    ) -> Result<bool, Errno> {
+        if !self.unproven().contains(&(inode, version)) {
+            return Ok(true);
+        }
+        let (size, digest) = content.ok_or(Errno::STALE)?;
+        let (tmp, name) = (self.hidden.tmp(), staged_name(true, inode, version));
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(tmp, &*name, flags, Mode::empty()) {
+            // Whoever looks for it sees that.
+            Err(Errno::NOENT) => return Ok(true),
+            file => File::from(file?),
+        };
+        let right = meta::size(&rustix::fs::fstat(&file)?) == size
+            && match digest::of_file(&file, size) {
+                Ok(found) => found == digest,
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof || meta::errno(&e) == Errno::IO => false,
+                Err(e) => return Err(meta::errno(&e)),
+            };
+        if !right {
+            tracing::warn!(%inode, %version, "staged bytes are damaged; they are thrown away");
+            match rustix::fs::unlinkat(tmp, &*name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.unproven().remove(&(inode, version));
+        Ok(right)
+    }
+
+    /// [`Shared::prove`] by what the tree says of the version.
+    pub(super) fn prove_known(&self, inode: InodeId, version: Stamp) -> Result<bool, Errno> {
+        if self.unproven().is_empty() {
+            return Ok(true);
+        }
+        let content = self.port()?.look(|names| names.version(inode, version));
+        self.prove(inode, version, content)
+    }
+
     /// Prepares the reception of a version: a file and how much of it is there. `None`: it is staged already. `EAGAIN`:
     /// somebody else receives it.
     fn begin_staging(&self, inode: InodeId, version: Stamp, size: u64) -> Result<Option<(File, u64)>, Errno> {
@@ -363,7 +414,8 @@ impl Shared {
     pub(crate) fn stage(&self, payload: &Payload, inode: InodeId, version: Stamp) -> Result<(), IoError> {
         let tmp = self.hidden.tmp();
         let whole = staged_name(true, inode, version);
-        if rustix::fs::statat(tmp, &*whole, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        let found = self.unproven().contains(&(inode, version));
+        if !found && rustix::fs::statat(tmp, &*whole, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             return Ok(());
         }
         let bytes = self.payload_bytes(payload.id)?;
@@ -374,7 +426,9 @@ impl Shared {
             super::make::write_all(fd.as_fd(), &bytes)?;
             // A name that says "whole" is believed after a crash of the machine.
             rustix::fs::fdatasync(&fd)?;
-            rustix::fs::renameat(tmp, &*name, tmp, &*whole)
+            rustix::fs::renameat(tmp, &*name, tmp, &*whole)?;
+            self.unproven().remove(&(inode, version));
+            Ok(())
         };
         write().map_err(|e| {
             if let Err(e) = rustix::fs::unlinkat(tmp, &*name, AtFlags::empty()) {
@@ -390,7 +444,13 @@ impl Shared {
             let name = staged_name(whole, inode, version);
             match rustix::fs::unlinkat(self.hidden.tmp(), &*name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(e) => tracing::warn!(name, error = %e, "staged content cannot be removed"),
+                Err(e) => {
+                    tracing::warn!(name, error = %e, "staged content cannot be removed");
+                    continue;
+                }
+            }
+            if whole {
+                self.unproven().remove(&(inode, version));
             }
         }
     }
@@ -431,6 +491,12 @@ impl Shared {
             if self.holds(inode, version) {
                 return Ok(Some((File::from(file), true)));
             }
+        }
+        match self.prove_known(inode, version) {
+            Ok(true) => {}
+            // Damaged, or of no use any more.
+            Ok(false) | Err(Errno::STALE) => return Ok(None),
+            Err(e) => return Err(e),
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(self.hidden.tmp(), &*staged_name(true, inode, version), flags, Mode::empty()) {
