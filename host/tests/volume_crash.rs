@@ -434,3 +434,64 @@ fn a_renamed_edition_that_the_log_lost_is_known_by_its_bytes() {
     assert_eq!((ino("a"), place.read("a").as_str()), (ino("b"), "the bytes tell"));
     node.told_nothing();
 }
+
+/// Stops whoever opens this file until it is told to let them: lines "waiting" and "opened" on standard output.
+const GATE: &str = r#"
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.fanotify_init(4 | 1, os.O_RDONLY)  # FAN_CLASS_CONTENT | FAN_CLOEXEC
+libc.fanotify_mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p]
+if fd < 0 or libc.fanotify_mark(fd, 1, 0x10000, -100, sys.argv[1].encode()) < 0:  # FAN_MARK_ADD, FAN_OPEN_PERM
+    print("cannot:", os.strerror(ctypes.get_errno()), flush=True)
+    sys.exit(1)
+print("waiting", flush=True)
+first = True
+while True:
+    event = os.read(fd, 24)  # One at a time.
+    opened = struct.unpack("IBBHQii", event)[5]
+    if first:
+        first = False
+        print("opened", flush=True)
+        sys.stdin.readline()
+    os.write(fd, struct.pack("iI", opened, 1))  # FAN_ALLOW
+    os.close(opened)
+"#;
+
+#[test]
+fn users_go_on_while_new_files_are_digested_after_the_end_of_a_process() {
+    use std::io::{BufRead, BufReader, Write};
+    if cfg!(not(target_os = "linux")) || !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root on Linux can hold up those who open a file");
+        return;
+    }
+    let place = Place::new();
+    let node = place.first();
+    node.write("a", b"before");
+    node.write("b", b"of another node");
+    let log = as_remote(node.crash(), 1);
+    // Nothing tells that this is not what the other node wrote but its bytes.
+    fs::write(place.path("new"), "somebody's file").unwrap();
+    let mut gate = ice_testing::command("python3");
+    gate.args(["-c", GATE])
+        .arg(place.path("new"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped());
+    let gate = ice_testing::Process::spawn(&mut gate);
+    let (mut stdin, stdout) = (gate.stdin(), BufReader::new(gate.stdout()));
+    let (said, lines) = channel();
+    std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| said.send(line).is_ok()));
+    let hear = || lines.recv_timeout(ice_testing::PATIENCE).unwrap();
+    assert_eq!(hear(), "waiting");
+    let node = Node::start_on(&place, 2, log, Ending::ProcessCrash, Arc::default());
+    assert_eq!(hear(), "opened");
+    // It is being read, for as long as that may take.
+    let volume = node.volume.clone();
+    let (made, heard) = channel();
+    std::thread::spawn(move || made.send(volume.mkdir(ROOT, 1, OsStr::new("meanwhile"), 0o755).map(|_| ())));
+    let outcome = heard.recv_timeout(ice_testing::PATIENCE / 4);
+    stdin.write_all(b"go on\n").unwrap();
+    assert_eq!(outcome, Ok(Ok(())), "a directory is made while a file is read");
+    node.quiet();
+    assert_eq!(node.names(), ["a", "b", "meanwhile", "new"]);
+    assert_eq!(place.read("new"), "somebody's file");
+}

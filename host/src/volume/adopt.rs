@@ -1,5 +1,6 @@
 //! Settling what a scan found: moves first, then what is new, then what is gone.
 
+use super::found::UNDIGESTED;
 use super::hidden::{limbo_name, list};
 use super::meta::{self, Raw};
 use super::resolve::refused;
@@ -54,8 +55,10 @@ pub(crate) struct Pass {
     pub(crate) stale: Vec<Stale>,
     /// For a caller that waits: nothing is removed.
     inline: bool,
-    /// Digests of large files by their number, and how they looked then.
-    pub(crate) digests: HashMap<u64, (Witness, ContentDigest)>,
+    /// Digests of new files by their number, and how they looked then. `None`: they cannot be read.
+    digests: HashMap<u64, (Witness, Option<ContentDigest>)>,
+    /// New files whose digest is asked for and not known.
+    asked: HashSet<u64>,
     /// Something was found since the fresh names were compared with the gone ones.
     news: bool,
     expanded: bool,
@@ -76,8 +79,40 @@ impl Pass {
     pub(crate) fn missing(&self) -> impl Iterator<Item = &Gone> {
         self.gone.values().chain(&self.vanished)
     }
-    pub(crate) fn fresh_names(&self) -> impl Iterator<Item = &Fresh> {
-        self.fresh.iter()
+    /// What is settled next.
+    pub(crate) fn next_fresh(&self, most: usize) -> impl Iterator<Item = &Fresh> {
+        self.fresh.iter().take(most)
+    }
+    /// What waits for its digest.
+    pub(crate) fn asked_fresh(&self) -> impl Iterator<Item = &Fresh> {
+        let some = if self.asked.is_empty() { &[][..] } else { &self.fresh[..] };
+        some.iter().filter(|f| self.is_asked(f.disk))
+    }
+    pub(crate) fn is_inline(&self) -> bool {
+        self.inline
+    }
+    pub(crate) fn ask(&mut self, disk: u64) {
+        self.asked.insert(disk);
+    }
+    pub(crate) fn nothing_asked(&mut self) {
+        self.asked.clear();
+    }
+    pub(crate) fn is_asked(&self, disk: u64) -> bool {
+        self.asked.contains(&disk)
+    }
+    pub(crate) fn digested(&mut self, disk: u64, seen: Witness, digest: Option<ContentDigest>) {
+        self.asked.remove(&disk);
+        self.digests.insert(disk, (seen, digest));
+    }
+    pub(crate) fn undigested(&mut self, disk: u64) {
+        self.asked.remove(&disk);
+        self.digests.remove(&disk);
+    }
+    pub(crate) fn is_digested(&self, disk: u64) -> bool {
+        self.digests.contains_key(&disk)
+    }
+    pub(crate) fn digest_of(&self, disk: u64) -> Option<(Witness, Option<ContentDigest>)> {
+        self.digests.get(&disk).copied()
     }
     /// So much was found that it should be settled before more is looked for.
     pub(crate) fn is_full(&self) -> bool {
@@ -111,6 +146,10 @@ impl Shared {
         if std::mem::take(&mut pass.news) {
             self.settle_moves(ns, pass);
         }
+        if pass.news {
+            // Bytes have to be digested first.
+            return true;
+        }
         // What seems new may be missing in a directory that was not listed yet.
         if !pass.todo.is_empty() && !pass.inline && !pass.is_full() {
             return true;
@@ -119,6 +158,9 @@ impl Shared {
             pass.expanded = true;
             self.expand_gone(pass);
             self.settle_moves(ns, pass);
+            if pass.news {
+                return true;
+            }
         }
         if !pass.fresh.is_empty() {
             let some: Vec<Fresh> = pass.fresh.drain(..most.min(pass.fresh.len())).collect();
@@ -144,7 +186,7 @@ impl Shared {
             // Where the objects of occupied names are now.
             let places: Places = pass.fresh.iter().map(|f| (f.disk, (f.dir, f.name.clone()))).collect();
             let mut exchanged: HashSet<(InodeId, Name)> = HashSet::new();
-            let (mut progress, mut blocked) = (false, false);
+            let (mut progress, mut blocked, mut undigested) = (false, false, false);
             for fresh in std::mem::take(&mut pass.fresh) {
                 if exchanged.contains(&(fresh.dir, fresh.name.clone())) {
                     continue;
@@ -155,6 +197,7 @@ impl Shared {
                 };
                 match self.try_move(ns, pass, &fresh, &gone, &places, insist) {
                     Ok(Moved::Yes { exchange }) => {
+                        pass.undigested(fresh.disk);
                         progress = true;
                         if exchange {
                             exchanged.insert((gone.dir, gone.name));
@@ -165,11 +208,20 @@ impl Shared {
                         pass.gone.insert(fresh.disk, gone);
                         pass.fresh.push(fresh);
                     }
+                    Err(UNDIGESTED) => {
+                        undigested = true;
+                        pass.gone.insert(fresh.disk, gone);
+                        pass.fresh.push(fresh);
+                    }
                     Ok(Moved::No) | Err(_) => {
                         self.hints.later_name(gone.dir, gone.name);
                         self.hints.later_name(fresh.dir, fresh.name);
                     }
                 }
+            }
+            if undigested {
+                pass.news = true;
+                return;
             }
             if progress {
                 insist = false;
@@ -289,12 +341,21 @@ impl Shared {
         some.retain(|f| names.insert((f.dir, f.name.clone())));
         for fresh in some {
             match self.adopt_known(ns, pass, &fresh) {
-                Ok(Some(st)) => new.push((fresh, st)),
-                Ok(None) => {}
+                Ok(Some(st)) => {
+                    pass.undigested(fresh.disk);
+                    new.push((fresh, st));
+                }
+                Ok(None) => pass.undigested(fresh.disk),
+                // Digested without the lock, then looked at again.
+                Err(UNDIGESTED) => {
+                    pass.fresh.push(fresh);
+                    continue;
+                }
                 Err(e) => {
-                    if e != Errno::NOENT && e != Errno::STALE {
+                    if ![Errno::NOENT, Errno::STALE, Errno::AGAIN].contains(&e) {
                         self.trouble("adopt", format!("backing: {} cannot be taken in: {e}", fresh.name));
                     }
+                    pass.undigested(fresh.disk);
                     self.hints.later_name(fresh.dir, fresh.name);
                 }
             }

@@ -20,13 +20,12 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-/// Files up to this size are digested with the namespace lock held; larger ones before it is taken.
+/// Files up to this size are digested at once for a caller who waits for a name, with the namespace lock held.
 const LOCKED_DIGEST_BYTES: u64 = 1024 * 1024;
+/// The bytes of a file are needed that have not been digested: to be shown again when they have (see [`Shared::digest_fresh`]).
+pub(crate) const UNDIGESTED: Errno = Errno::INPROGRESS;
 /// Directories below one that a crash brought back, and that is removed again. (Each level holds a descriptor.)
 const DEPTH_MAX: usize = 256;
-/// Larger files that one pass digests beforehand.
-const DIGESTS_MAX: usize = 4096;
-
 /// No bytes that any version could have.
 fn unknown(size: u64) -> (u64, ContentDigest) {
     (size, ContentDigest([0xff; 32]))
@@ -39,38 +38,49 @@ impl Shared {
         self.is_lost() || self.port().is_ok_and(asked)
     }
 
-    /// Digests large files among the new names, without a lock.
-    pub(crate) fn digest_fresh(&self, pass: &mut Pass) {
-        let large: Vec<(Arc<OwnedFd>, Name)> = pass
-            .fresh_names()
-            .filter(|f| !pass.digests.contains_key(&f.disk) && self.may_be_explained(f))
-            .filter_map(|f| Some((self.dir(f.dir).ok()?, f.name.clone())))
-            .collect();
-        for (dir, name) in large {
-            if pass.digests.len() >= DIGESTS_MAX || self.stopping() {
+    /// Digests what settling the next `most` of the new names will ask for, without a lock: meanwhile users go on.
+    pub(crate) fn digest_fresh(&self, pass: &mut Pass, most: usize) {
+        let next = pass.next_fresh(most).filter(|f| pass.is_asked(f.disk) || self.may_be_explained(f));
+        let asked = pass.asked_fresh();
+        let due: Vec<(InodeId, Name)> = next.chain(asked).map(|f| (f.dir, f.name.clone())).collect();
+        for (dir, name) in due {
+            if self.stopping() {
                 return;
             }
+            let Ok(dir) = self.dir(dir) else { continue };
             let Ok(st) = self.stat_at(&dir, name.as_bytes()) else { continue };
-            if meta::file_type(&st) == FileType::RegularFile
-                && meta::size(&st) > LOCKED_DIGEST_BYTES
-                && let Ok(digest) = digest_at(&dir, &name, &st)
-            {
-                pass.digests.insert(meta::disk(&st), (meta::witness(&st), digest));
+            if meta::file_type(&st) != FileType::RegularFile || pass.is_digested(meta::disk(&st)) {
+                continue;
             }
+            let digest = digest_at(&dir, &name, &st).inspect_err(|e| {
+                // Its bytes are taken for those of no version.
+                tracing::debug!(%name, error = %e, "a file that was found cannot be digested");
+            });
+            pass.digested(meta::disk(&st), meta::witness(&st), digest.ok());
         }
+        // What is not there any more is not asked for again.
+        pass.nothing_asked();
     }
 
-    fn bytes_at(&self, pass: &Pass, dir: &OwnedFd, name: &Name, st: &Raw) -> (u64, ContentDigest) {
+    /// Length and digest of what stands at a name. `UNDIGESTED`: not known yet. `EAGAIN`: it changed since.
+    fn bytes_at(&self, pass: &mut Pass, dir: &OwnedFd, name: &Name, st: &Raw) -> Result<(u64, ContentDigest)> {
         let size = meta::size(st);
-        if meta::file_type(st) != FileType::RegularFile {
-            return (0, ContentDigest::EMPTY);
+        if meta::file_type(st) != FileType::RegularFile || size == 0 {
+            return Ok((0, ContentDigest::EMPTY));
         }
-        if size <= LOCKED_DIGEST_BYTES {
-            return digest_at(dir, name, st).map_or(unknown(size), |d| (size, d));
-        }
-        match pass.digests.get(&meta::disk(st)) {
-            Some((witness, digest)) if *witness == meta::witness(st) => (size, *digest),
-            _ => unknown(size),
+        match pass.digest_of(meta::disk(st)) {
+            Some((witness, digest)) if witness == meta::witness(st) => Ok(digest.map_or(unknown(size), |d| (size, d))),
+            // Somebody writes it just now.
+            Some(_) => {
+                pass.undigested(meta::disk(st));
+                Err(Errno::AGAIN)
+            }
+            None if !pass.is_inline() => {
+                pass.ask(meta::disk(st));
+                Err(UNDIGESTED)
+            }
+            None if size <= LOCKED_DIGEST_BYTES => Ok(digest_at(dir, name, st).map_or(unknown(size), |d| (size, d))),
+            None => Err(Errno::AGAIN),
         }
     }
 
@@ -115,7 +125,7 @@ impl Shared {
         let twin =
             believed != 0 && believed != disk && spots.iter().any(|s| *s != at && self.disk_at(s) == Some(believed));
         let mut from = leads.into_iter().find(|s| *s != at && self.disk_at(s) != Some(disk));
-        let bytes = self.bytes_at(pass, dir, &fresh.name, st);
+        let bytes = self.bytes_at(pass, dir, &fresh.name, st)?;
         let mut object = object;
         if self.is_lost() && object.is_none() && here.is_none() && kind == Kind::File && bytes.0 > 0 {
             // The log may have lost a rename of an edition that it does not know either: then only the bytes tell.
@@ -226,11 +236,18 @@ impl Shared {
     }
 
     /// A known object stands at another name than before. True: that is what the core wanted, or what a crash left.
-    pub(crate) fn moved_as_known(&self, pass: &Pass, to: &Fresh, from: &Gone, dir: &OwnedFd, st: &Raw) -> Result<bool> {
+    pub(crate) fn moved_as_known(
+        &self,
+        pass: &mut Pass,
+        to: &Fresh,
+        from: &Gone,
+        dir: &OwnedFd,
+        st: &Raw,
+    ) -> Result<bool> {
         let at = Spot::At { parent: to.dir, name: to.name.clone() };
         let kind = meta::kind(dir.as_fd(), to.name.as_bytes(), st)?;
         let bytes =
-            if self.may_be_explained(to) { self.bytes_at(pass, dir, &to.name, st) } else { unknown(meta::size(st)) };
+            if self.may_be_explained(to) { self.bytes_at(pass, dir, &to.name, st)? } else { unknown(meta::size(st)) };
         let spot = Spot::At { parent: from.dir, name: from.name.clone() };
         let thing = Thing { kind, bytes, disk: to.disk, object: Some(from.inode), from: Some(spot), twin: false };
         Ok(matches!(self.ask_about(at, Some(thing))?, Sighting::Known(_)))

@@ -155,7 +155,7 @@ impl Shared {
                     continue;
                 }
             }
-            self.digest_fresh(pass);
+            self.digest_fresh(pass, LOCKED_BATCH);
             let more = {
                 let ns = self.lock_ns();
                 self.settle_some(&ns, pass, LOCKED_BATCH)
