@@ -204,7 +204,9 @@ fn is_refused(name: &[u8]) -> bool {
     name.starts_with(b"system.posix_acl_") || name == b"security.selinux"
 }
 
-/// The volume, as fuser wants it.
+/// The volume, as fuser wants it. What only looks is answered by the thread that reads the request. What changes something or
+/// reads bytes may wait for the disk: then one thread at least is kept free for those that only look (module `park`).
+#[derive(Clone)]
 pub(crate) struct IceFs {
     shared: Arc<Shared>,
     passthrough: bool,
@@ -221,6 +223,12 @@ impl IceFs {
 
     fn mark(&self) -> Mark {
         self.shared.log.mark()
+    }
+
+    /// Does what may wait for the disk.
+    fn disk(&self, work: impl FnOnce(&IceFs) + Send + 'static) {
+        let fs = self.clone();
+        self.shared.parking.disk(move || work(&fs));
     }
 
     /// Answers with a name that stands in `parent`.
@@ -382,9 +390,12 @@ impl Filesystem for IceFs {
             atime: atime.map(to_set_time),
             mtime: mtime.map(to_set_time),
         };
-        let mark = self.mark();
-        let done = self.vfs().setattr(caller(req), ino.0, fh.map(|f| f.0), set);
-        self.attr(mark, ino.0, done, reply);
+        let caller = caller(req);
+        self.disk(move |fs| {
+            let mark = fs.mark();
+            let done = fs.vfs().setattr(caller, ino.0, fh.map(|f| f.0), set);
+            fs.attr(mark, ino.0, done, reply);
+        });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -395,29 +406,40 @@ impl Filesystem for IceFs {
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
-        let mark = self.mark();
-        let made = self.vfs().mknod(caller(req), parent.0, name, mode & !(umask & 0o777), u64::from(rdev));
-        self.entry(mark, parent.0, made, reply);
+        let (caller, name, mode) = (caller(req), name.to_owned(), mode & !(umask & 0o777));
+        self.disk(move |fs| {
+            let mark = fs.mark();
+            let made = fs.vfs().mknod(caller, parent.0, &name, mode, u64::from(rdev));
+            fs.entry(mark, parent.0, made, reply);
+        });
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let mark = self.mark();
-        let made = self.vfs().mkdir(caller(req), parent.0, name, mode & 0o7777 & !(umask & 0o777));
-        self.entry(mark, parent.0, made, reply);
+        let (caller, name, mode) = (caller(req), name.to_owned(), mode & 0o7777 & !(umask & 0o777));
+        self.disk(move |fs| {
+            let mark = fs.mark();
+            let made = fs.vfs().mkdir(caller, parent.0, &name, mode);
+            fs.entry(mark, parent.0, made, reply);
+        });
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.empty(self.vfs().unlink(parent.0, name), reply);
+        let name = name.to_owned();
+        self.disk(move |fs| fs.empty(fs.vfs().unlink(parent.0, &name), reply));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.empty(self.vfs().rmdir(parent.0, name), reply);
+        let name = name.to_owned();
+        self.disk(move |fs| fs.empty(fs.vfs().rmdir(parent.0, &name), reply));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let mark = self.mark();
-        let made = self.vfs().symlink(caller(req), parent.0, link_name, target.as_os_str());
-        self.entry(mark, parent.0, made, reply);
+        let (caller, name, target) = (caller(req), link_name.to_owned(), target.as_os_str().to_owned());
+        self.disk(move |fs| {
+            let mark = fs.mark();
+            let made = fs.vfs().symlink(caller, parent.0, &name, &target);
+            fs.entry(mark, parent.0, made, reply);
+        });
     }
 
     fn rename(
@@ -433,13 +455,19 @@ impl Filesystem for IceFs {
         if !(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).contains(flags) {
             return reply.error(Errno::EINVAL);
         }
-        self.empty(self.vfs().rename(parent.0, name, newparent.0, newname, flags.bits()), reply);
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        self.disk(move |fs| {
+            fs.empty(fs.vfs().rename(parent.0, &name, newparent.0, &newname, flags.bits()), reply);
+        });
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let mark = self.mark();
-        let made = self.vfs().link(ino.0, newparent.0, newname);
-        self.entry(mark, newparent.0, made, reply);
+        let newname = newname.to_owned();
+        self.disk(move |fs| {
+            let mark = fs.mark();
+            let made = fs.vfs().link(ino.0, newparent.0, &newname);
+            fs.entry(mark, newparent.0, made, reply);
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -458,12 +486,14 @@ impl Filesystem for IceFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let mark = self.mark();
-        let mode = mode & 0o7777 & !(umask & 0o777);
-        match self.vfs().create(caller(req), parent.0, name, mode, flags & OPEN_FLAGS) {
-            Ok((st, o)) => self.created(mark, parent.0, st, o, flags, reply),
-            Err(e) => reply.error(errno(e)),
-        }
+        let (caller, name, mode) = (caller(req), name.to_owned(), mode & 0o7777 & !(umask & 0o777));
+        self.disk(move |fs| {
+            let mark = fs.mark();
+            match fs.vfs().create(caller, parent.0, &name, mode, flags & OPEN_FLAGS) {
+                Ok((st, o)) => fs.created(mark, parent.0, st, o, flags, reply),
+                Err(e) => reply.error(errno(e)),
+            }
+        });
     }
 
     fn read(
@@ -479,20 +509,22 @@ impl Filesystem for IceFs {
     ) {
         // The kernel names the owner of locks where it reads for a process, not where it fills its page cache.
         let stray = self.shared.opens.strays(ino.0, lock_owner.is_none());
-        BUFFER.with_borrow_mut(|buf| {
-            // The kernel asks for at most MAX_WRITE or its readahead; fuser's own limit is 16 MiB.
-            let size = (size as usize).min(16 << 20);
-            if buf.len() < size {
-                buf.resize(size, 0);
-            }
-            match self.vfs().read(fh.0, offset, &mut buf[..size]) {
-                Ok(n) => reply.data(&buf[..n.min(size)]),
-                Err(e) => reply.error(errno(e)),
+        self.disk(move |fs| {
+            BUFFER.with_borrow_mut(|buf| {
+                // The kernel asks for at most MAX_WRITE or its readahead; fuser's own limit is 16 MiB.
+                let size = (size as usize).min(16 << 20);
+                if buf.len() < size {
+                    buf.resize(size, 0);
+                }
+                match fs.vfs().read(fh.0, offset, &mut buf[..size]) {
+                    Ok(n) => reply.data(&buf[..n.min(size)]),
+                    Err(e) => reply.error(errno(e)),
+                }
+            });
+            if stray {
+                fs.shared.queue.push([Item::Inode { ino: ino.0, data: true }].into_iter(), false);
             }
         });
-        if stray {
-            self.shared.queue.push([Item::Inode { ino: ino.0, data: true }].into_iter(), false);
-        }
     }
 
     fn write(
@@ -508,20 +540,14 @@ impl Filesystem for IceFs {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let done = if kill { self.shared.drop_suid(caller(req), ino.0, fh.0) } else { Ok(()) }
-            .and_then(|()| self.vfs().write(fh.0, offset, data));
-        self.shared.opens.written(ino.0);
-        let n = match done {
-            Ok(n) => n.min(data.len()) as u32,
-            Err(e) => return reply.error(errno(e)),
-        };
-        if flags.0 & (libc::O_SYNC | libc::O_DSYNC) == 0 || n == 0 {
-            return reply.written(n);
+        let to = WriteTo { caller: caller(req), ino: ino.0, fh: fh.0, offset, kill, flags: flags.0 };
+        match self.shared.parking.turn() {
+            Some(_turn) => self.write_to(to, data, reply),
+            None => {
+                let (fs, data) = (self.clone(), data.to_vec());
+                self.shared.parking.hand_over(move || fs.write_to(to, &data, reply));
+            }
         }
-        // O_SYNC contains the bit of O_DSYNC.
-        let data_only = flags.0 & libc::O_SYNC != libc::O_SYNC;
-        let work = move |s: &Shared| s.vfs.fsync(fh.0, data_only);
-        self.wait(req.pid(), Handle::File(fh.0), false, reply, work, move |r: ReplyWrite| r.written(n));
     }
 
     fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -671,7 +697,8 @@ impl Filesystem for IceFs {
         if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        self.empty(self.vfs().setxattr(ino.0, name, value, flags), reply);
+        let (name, value) = (name.to_owned(), value.to_vec());
+        self.disk(move |fs| fs.empty(fs.vfs().setxattr(ino.0, &name, &value, flags), reply));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -693,7 +720,8 @@ impl Filesystem for IceFs {
         if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        self.empty(self.vfs().removexattr(ino.0, name), reply);
+        let name = name.to_owned();
+        self.disk(move |fs| fs.empty(fs.vfs().removexattr(ino.0, &name), reply));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: fuser::AccessFlags, reply: ReplyEmpty) {
@@ -739,9 +767,11 @@ impl Filesystem for IceFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = self.vfs().fallocate(fh.0, mode, offset, length);
-        self.shared.opens.written(ino.0);
-        self.empty(done, reply);
+        self.disk(move |fs| {
+            let done = fs.vfs().fallocate(fh.0, mode, offset, length);
+            fs.shared.opens.written(ino.0);
+            fs.empty(done, reply);
+        });
     }
 
     fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -764,16 +794,47 @@ impl Filesystem for IceFs {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let done = self.vfs().copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY));
-        self.shared.opens.written(ino_out.0);
-        match done {
-            Ok(n) => reply.written(n.min(MAX_COPY as usize) as u32),
-            Err(e) => reply.error(errno(e)),
-        }
+        self.disk(move |fs| {
+            let done = fs.vfs().copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY));
+            fs.shared.opens.written(ino_out.0);
+            match done {
+                Ok(n) => reply.written(n.min(MAX_COPY as usize) as u32),
+                Err(e) => reply.error(errno(e)),
+            }
+        });
     }
 }
 
+/// Where the bytes of a `write` go.
+struct WriteTo {
+    caller: Caller,
+    ino: u64,
+    fh: u64,
+    offset: u64,
+    /// Set-user-ID is lost by it.
+    kill: bool,
+    flags: i32,
+}
+
 impl IceFs {
+    fn write_to(&self, to: WriteTo, data: &[u8], reply: ReplyWrite) {
+        let WriteTo { caller, ino, fh, offset, kill, flags } = to;
+        let done = if kill { self.shared.drop_suid(caller, ino, fh) } else { Ok(()) }
+            .and_then(|()| self.vfs().write(fh, offset, data));
+        self.shared.opens.written(ino);
+        let n = match done {
+            Ok(n) => n.min(data.len()) as u32,
+            Err(e) => return reply.error(errno(e)),
+        };
+        if flags & (libc::O_SYNC | libc::O_DSYNC) == 0 || n == 0 {
+            return reply.written(n);
+        }
+        // O_SYNC contains the bit of O_DSYNC.
+        let data_only = flags & libc::O_SYNC != libc::O_SYNC;
+        let work = move |s: &Shared| s.vfs.fsync(fh, data_only);
+        self.wait(caller.pid, Handle::File(fh), false, reply, work, move |r: ReplyWrite| r.written(n));
+    }
+
     fn created(&self, mark: Mark, parent: u64, st: Stat, o: Opened, flags: i32, reply: ReplyCreate) {
         let Some(attr) = file_attr(&st) else {
             self.vfs().release(o.fh);

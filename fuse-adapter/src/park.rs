@@ -162,9 +162,21 @@ pub(crate) enum Handle {
     Dir(u64),
 }
 
+/// A thread of the session may wait. Given back when dropped.
+pub(crate) struct Turn<'a>(&'a AtomicUsize);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Runs work that may wait, watched.
 pub(crate) struct Parking {
+    /// For what waits for other nodes.
     pool: Pool,
+    /// For what waits for the disk.
+    disk: Pool,
     watch: Arc<Watch>,
     /// Kernel threads that may wait by themselves, so that at least one never does.
     inline_limit: usize,
@@ -184,6 +196,7 @@ impl Parking {
         std::thread::Builder::new().name("ice-fuse-watch".into()).spawn(move || for_thread.run())?;
         Ok(Parking {
             pool: Pool::default(),
+            disk: Pool::default(),
             watch,
             inline_limit: threads.saturating_sub(1),
             inline: AtomicUsize::new(0),
@@ -191,16 +204,36 @@ impl Parking {
         })
     }
 
+    /// Leave for this thread to wait: given as long as another one stays free to answer the kernel.
+    pub(crate) fn turn(&self) -> Option<Turn<'_>> {
+        let turn = Turn(&self.inline);
+        (self.inline.fetch_add(1, Ordering::SeqCst) < self.inline_limit).then_some(turn)
+    }
+
     /// Work that usually ends at once: done by this thread as long as enough others are free to answer the kernel.
     pub(crate) fn short<R: Refuse>(self: &Arc<Self>, slot: &Arc<Slot<R>>, work: impl FnOnce() + Send + 'static) {
-        if self.inline.fetch_add(1, Ordering::SeqCst) < self.inline_limit {
-            let id = self.watch.add(Arc::clone(slot) as Arc<dyn Interrupt>);
-            work();
-            self.watch.remove(id);
-            self.inline.fetch_sub(1, Ordering::SeqCst);
-        } else {
-            self.inline.fetch_sub(1, Ordering::SeqCst);
-            self.long(slot, work);
+        match self.turn() {
+            Some(_turn) => {
+                let id = self.watch.add(Arc::clone(slot) as Arc<dyn Interrupt>);
+                work();
+                self.watch.remove(id);
+            }
+            None => self.long(slot, work),
+        }
+    }
+
+    /// Work that may wait for the disk, and cannot be given up: done by this thread as long as enough others are free.
+    pub(crate) fn disk(&self, work: impl FnOnce() + Send + 'static) {
+        match self.turn() {
+            Some(_turn) => work(),
+            None => self.hand_over(work),
+        }
+    }
+
+    /// [`Parking::disk`] for work that was given no turn: done by another thread, or by this one if too much is waiting already.
+    pub(crate) fn hand_over(&self, work: impl FnOnce() + Send + 'static) {
+        if let Err(job) = self.disk.submit(Box::new(work)) {
+            job();
         }
     }
 

@@ -281,6 +281,66 @@ fn a_backing_directory_on_a_stacked_file_system_falls_back() {
     mount.unmount(Duration::from_secs(10)).unwrap();
 }
 
+/// However many calls wait for the disk, somebody is left to answer those that do not.
+#[test]
+fn a_slow_disk_does_not_keep_others_from_looking() {
+    use std::os::unix::fs::FileExt;
+    if !can_mount() {
+        return;
+    }
+    let f = Fixture::with(|o| {
+        o.passthrough = Passthrough::Off;
+        o.threads = 2;
+    });
+    for i in 0..7 {
+        fs::create_dir(f.in_backing(&format!("d{i}"))).unwrap();
+        fs::write(f.in_backing(&format!("d{i}/f")), "bytes").unwrap();
+    }
+    fs::write(f.in_backing("other"), "bytes").unwrap();
+    let at = |i: usize| f.at(&format!("d{i}/f"));
+    let open = |i: usize| File::options().read(true).write(true).open(at(i)).unwrap();
+    let files: Vec<File> = (0..7).map(open).collect();
+    f.vfs.take_counts();
+    f.vfs.disk_ms.store(60_000, Ordering::SeqCst);
+    std::thread::scope(|s| {
+        /// Lets the disk go on, however the test ends.
+        struct GoOn<'a>(&'a std::sync::atomic::AtomicU64);
+        impl Drop for GoOn<'_> {
+            fn drop(&mut self) {
+                self.0.store(0, Ordering::SeqCst);
+            }
+        }
+        let go_on = GoOn(&f.vfs.disk_ms);
+        let files = &files;
+        let waiting = [
+            s.spawn(|| files[0].read_exact_at(&mut [0; 5], 0).unwrap()),
+            s.spawn(|| assert_eq!(files[1].write_at(b"BYTES", 0).unwrap(), 5)),
+            s.spawn(|| {
+                let (mut from, mut to) = (0, 5);
+                rustix::fs::copy_file_range(&files[2], Some(&mut from), &files[2], Some(&mut to), 5).unwrap();
+            }),
+            s.spawn(|| rustix::fs::fallocate(&files[3], rustix::fs::FallocateFlags::empty(), 0, 100).unwrap()),
+            s.spawn(|| fs::rename(f.at("d4/f"), f.at("d4/g")).unwrap()),
+            s.spawn(|| fs::write(f.at("d5/new"), "").unwrap()),
+            s.spawn(|| files[6].set_len(3).unwrap()),
+        ];
+        let kinds = ["read", "write", "copy_file_range", "fallocate", "rename", "create", "setattr"];
+        eventually("all of them wait", || kinds.iter().all(|kind| f.vfs.counted(&[kind]) == 1));
+        assert_eq!(fs::metadata(f.at("other")).unwrap().len(), 5);
+        assert_eq!(fs::read_dir(f.at("d0")).unwrap().count(), 1);
+        assert!(waiting.iter().all(|w| !w.is_finished()), "the disk is slow");
+        drop(go_on);
+        for waiting in waiting {
+            waiting.join().unwrap();
+        }
+    });
+    assert_eq!(fs::read(f.in_backing("d1/f")).unwrap(), b"BYTES");
+    assert_eq!(fs::read(f.in_backing("d2/f")).unwrap(), b"bytesbytes");
+    assert_eq!(fs::metadata(f.in_backing("d3/f")).unwrap().len(), 100);
+    assert!(f.in_backing("d4/g").exists() && f.in_backing("d5/new").exists());
+    assert_eq!(fs::metadata(f.in_backing("d6/f")).unwrap().len(), 3);
+}
+
 /// A shell that does something slow in the mount, and how long it lived after a signal.
 fn time_to_die(
     f: &Fixture,

@@ -59,6 +59,8 @@ pub struct DirVfs {
     pub fsync_ms: AtomicU64,
     /// The same for `open`.
     pub open_ms: AtomicU64,
+    /// The same for `read`, `write`, `copy_file_range`, `fallocate`, `rename`, `create` and a change of the size.
+    pub disk_ms: AtomicU64,
     /// Called by `lookup` and `readdir` when the answer is ready.
     pub before_answer: Mutex<Option<Hook>>,
     /// Callers of the last changes.
@@ -105,6 +107,7 @@ impl DirVfs {
             sink: Mutex::default(),
             fsync_ms: AtomicU64::new(0),
             open_ms: AtomicU64::new(0),
+            disk_ms: AtomicU64::new(0),
             before_answer: Mutex::default(),
             callers: Mutex::default(),
         }
@@ -278,6 +281,7 @@ impl Vfs for DirVfs {
             rustix::fs::chmodat(CWD, &path, Mode::from_raw_mode(mode), AtFlags::empty())?;
         }
         if let Some(size) = set.size {
+            linger(&self.disk_ms);
             match fh.and_then(|fh| self.file(fh).ok()) {
                 Some(f) => rustix::fs::ftruncate(f, size)?,
                 None => rustix::fs::ftruncate(rustix::fs::open(&path, OFlags::WRONLY, Mode::empty())?, size)?,
@@ -346,6 +350,7 @@ impl Vfs for DirVfs {
 
     fn rename(&self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, flags: u32) -> Result<()> {
         self.count("rename");
+        linger(&self.disk_ms);
         let (from, to) = (self.child(parent, name)?, self.child(new_parent, new_name)?);
         let mut s = self.state.lock().unwrap();
         rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::from_bits_retain(flags))?;
@@ -368,6 +373,7 @@ impl Vfs for DirVfs {
 
     fn create(&self, caller: Caller, parent: u64, name: &OsStr, mode: u32, flags: i32) -> Result<(Stat, Opened)> {
         self.count("create");
+        linger(&self.disk_ms);
         let path = self.child(parent, name)?;
         let flags = OFlags::from_bits_retain(flags as u32) | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let new = !path.exists();
@@ -386,6 +392,7 @@ impl Vfs for DirVfs {
 
     fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.count("read");
+        linger(&self.disk_ms);
         let file = self.file(fh)?;
         let mut done = 0;
         while done < buf.len() {
@@ -399,6 +406,7 @@ impl Vfs for DirVfs {
 
     fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<usize> {
         self.count("write");
+        linger(&self.disk_ms);
         let file = self.file(fh)?;
         let mut done = 0;
         while done < data.len() {
@@ -527,6 +535,7 @@ impl Vfs for DirVfs {
 
     fn fallocate(&self, fh: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
         self.count("fallocate");
+        linger(&self.disk_ms);
         rustix::fs::fallocate(self.file(fh)?, FallocateFlags::from_bits_retain(mode as u32), offset, len)
     }
 
@@ -543,6 +552,7 @@ impl Vfs for DirVfs {
 
     fn copy_file_range(&self, from: u64, from_off: u64, to: u64, to_off: u64, len: u64) -> Result<usize> {
         self.count("copy_file_range");
+        linger(&self.disk_ms);
         let (mut a, mut b) = (from_off, to_off);
         rustix::fs::copy_file_range(self.file(from)?, Some(&mut a), self.file(to)?, Some(&mut b), len as usize)
     }
