@@ -49,10 +49,16 @@ pub enum Bug {
     AllowCycle,
     /// A member that is down counts as one that holds a copy.
     CountDownMember,
+    /// The store applies an entry of the log again.
+    ApplyTwice,
+    /// Compaction takes out what is still to be read.
+    CompactLiveVersion,
+    /// A lock that is given back is granted to two who wait.
+    GrantLockTwice,
 }
 
 impl Bug {
-    /// All of them.
+    /// Those that the simulator finds.
     pub const ALL: [Bug; 21] = [
         Bug::SkipSync,
         Bug::AckBeforeDurable,
@@ -76,4 +82,7 @@ impl Bug {
         Bug::AllowCycle,
         Bug::CountDownMember,
     ];
+
+    /// Those of the replicated store, which its own tests find.
+    pub const STORE: [Bug; 3] = [Bug::ApplyTwice, Bug::CompactLiveVersion, Bug::GrantLockTwice];
 }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod digest;
 pub mod event;
 pub mod ids;
+pub mod kv;
 pub mod limits;
 mod member;
 pub mod message;

@@ -44,3 +44,62 @@ pub const XATTRS_PER_INODE_MAX_BYTES: usize = 256 * 1024;
 pub const TREE_DEPTH_MAX: usize = 2048;
 /// One encoded peer message without payloads.
 pub const MESSAGE_MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// One key of the store.
+pub const KV_KEY_MAX_BYTES: usize = 64 * 1024;
+/// Key and value of a put together; also a whole request, which an adapter refuses above it.
+pub const KV_REQUEST_MAX_BYTES: usize = 1536 * 1024;
+/// Commands in one entry of the log.
+pub const KV_BATCH_MAX_COMMANDS: usize = 4096;
+/// The store's quota unless configured otherwise.
+pub const KV_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// Operations of one list of a transaction, and comparisons.
+pub const TXN_OPS_MAX: usize = 128;
+/// Levels of nested transactions.
+pub const TXN_DEPTH_MAX: usize = 16;
+/// Leases.
+pub const LEASES_MAX: usize = 1_000_000;
+/// How long a lease may last, in seconds.
+pub const LEASE_TTL_MAX_S: u64 = 9_000_000_000;
+/// Leases that one command ends because their time is over.
+pub const LEASE_EXPIRE_PER_COMMAND_MAX: usize = 512;
+/// Leases whose remaining time one command writes down.
+pub const LEASE_CHECKPOINTS_PER_COMMAND_MAX: usize = 1000;
+/// Users.
+pub const AUTH_USERS_MAX: usize = 10_000;
+/// Roles.
+pub const AUTH_ROLES_MAX: usize = 1000;
+/// Roles of one user.
+pub const AUTH_ROLES_PER_USER_MAX: usize = 256;
+/// Permissions of one role.
+pub const AUTH_PERMISSIONS_PER_ROLE_MAX: usize = 1024;
+/// Name of a user or role, or a password's hash.
+pub const AUTH_NAME_MAX_BYTES: usize = 1024;
+/// Alarms that stand.
+pub const ALARMS_MAX: usize = 2 * MEMBERS_MAX;
+/// Locks held and waited for, of all kinds together.
+pub const LOCKS_MAX: usize = 1_000_000;
+/// Ranges held on one file.
+pub const LOCKS_PER_FILE_MAX: usize = 4096;
+/// Requests that wait for one lock or file.
+pub const LOCK_WAITERS_MAX: usize = 1024;
+/// A lock's name, its holder, or a path.
+pub const LOCK_NAME_MAX_BYTES: usize = 4096;
+/// Waits looked at in the search for a deadlock; beyond it none is found.
+pub const LOCK_DEADLOCK_STEPS_MAX: usize = 10_000;
+/// Records looked at in one portion of a compaction.
+pub const COMPACT_RECORDS_PER_STEP: usize = 4096;
+/// Deleted records that wait to be taken by a checkpoint; beyond it compaction waits.
+pub const COMPACT_ROWS_WAITING_MAX: usize = 100_000;
+/// Snapshots that are remembered.
+pub const SNAPSHOT_RECORDS_MAX: usize = 1024;
+/// What is remembered of one snapshot.
+pub const SNAPSHOT_RECORD_MAX_BYTES: usize = 64 * 1024;
+/// Snapshots of the store that are read at once.
+pub const SNAPSHOTS_UNDER_WAY_MAX: usize = 4;
+/// What is kept for one of them of what changes meanwhile.
+pub const SNAPSHOT_KEPT_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Entries of the log during which one may go on.
+pub const SNAPSHOT_COMMANDS_MAX: u64 = 10_000_000;
+/// Records looked at for one chunk of a snapshot.
+pub const SNAPSHOT_RECORDS_PER_CHUNK_MAX: usize = 16_384;

@@ -55,7 +55,7 @@ mod names;
 mod place;
 mod plan;
 mod read;
-mod slab;
+pub(crate) mod slab;
 mod store;
 mod sum;
 

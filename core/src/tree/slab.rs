@@ -16,7 +16,7 @@ const CHUNK: usize = 256;
 
 /// Slots of `T`. Indexing a free slot is a bug of the tree and panics.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Slab<T> {
+pub(crate) struct Slab<T> {
     chunks: Vec<Vec<Option<T>>>,
     free: Vec<u32>,
     len: usize,
@@ -29,11 +29,11 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn insert(&mut self, value: T) -> u32 {
+    pub(crate) fn insert(&mut self, value: T) -> u32 {
         self.len += 1;
         if let Some(i) = self.free.pop() {
             self.chunks[i as usize / CHUNK][i as usize % CHUNK] = Some(value);
@@ -48,19 +48,19 @@ impl<T> Slab<T> {
         (n * CHUNK + chunk.len() - 1) as u32
     }
 
-    pub(super) fn remove(&mut self, i: u32) -> Option<T> {
+    pub(crate) fn remove(&mut self, i: u32) -> Option<T> {
         let v = self.chunks.get_mut(i as usize / CHUNK)?.get_mut(i as usize % CHUNK)?.take()?;
         self.len -= 1;
         self.free.push(i);
         Some(v)
     }
 
-    pub(super) fn get(&self, i: u32) -> Option<&T> {
+    pub(crate) fn get(&self, i: u32) -> Option<&T> {
         self.chunks.get(i as usize / CHUNK)?.get(i as usize % CHUNK)?.as_ref()
     }
 
     /// All slots in use, by number.
-    pub(super) fn keys(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = u32> + '_ {
         let slots = self.chunks.iter().enumerate().flat_map(|(n, c)| c.iter().enumerate().map(move |(k, v)| (n, k, v)));
         slots.filter(|(_, _, v)| v.is_some()).map(|(n, k, _)| (n * CHUNK + k) as u32)
     }
