@@ -62,6 +62,26 @@ impl Tree {
             && self.source(i, version, size, have).is_none()
     }
 
+    /// A file that was made before its first bytes came gets its next name when they are there: a program that writes a file
+    /// under one name and then gives it another means it to appear whole, on other nodes as well.
+    fn lacks_first_bytes(&self, i: u32, have: &Have<'_>) -> Option<Next> {
+        if self.inodes[i].tag != Tag::File || self.held(i).bytes.is_none_or(|(size, _)| size > 0) {
+            return None;
+        }
+        let (version, size, digest) = self.winner(i);
+        if size == 0 {
+            return None;
+        }
+        match self.source(i, version, size, have) {
+            None => Some(Next::Bytes(Step::Need { inode: self.id_of(i), version, size, digest })),
+            // The installation is due, unless all names that it has are to go. One that failed does not hold up the name.
+            Some(_) => {
+                let due = self.seats(i).into_iter().any(|(e, _)| self.entries[e].has(LIVE));
+                (due && !self.work.is_parked(Work::Inode(i))).then_some(Next::soon(i))
+            }
+        }
+    }
+
     /// A doomed entry can go by having another renamed over it: it needs no more care than an unlink.
     fn can_be_replaced(&self, e: u32) -> bool {
         let i = self.entries[e].inode;
@@ -232,6 +252,9 @@ impl Tree {
             if let Some(up) = self.seat_dir(other).and_then(|d| self.held_up(d)) {
                 return Next::soon(up);
             }
+            if let Some(next) = self.lacks_first_bytes(i, have) {
+                return next;
+            }
             let (inode, from) = (self.id_of(i), self.spot_of(&seat, other));
             let mut f = self.flight(What::Link, e, None, Some(to.clone()));
             f.dirs.extend(self.seat_dir(other));
@@ -303,6 +326,9 @@ impl Tree {
         }
         if let Some(f) = self.flight_below(i).filter(|_| dir) {
             return Next::soon(f);
+        }
+        if let Some(next) = self.lacks_first_bytes(i, have) {
+            return next;
         }
         let over = match self.clear(p, &name, e, have, trail, out) {
             Ok(over) => over,
