@@ -21,7 +21,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 use tracing::debug;
 
 /// Most bytes in one write, and in one read of a file that is not cached.
@@ -42,6 +42,12 @@ const WANTED: [InitFlags; 6] = [
 /// What of the flags of `open` concerns the volume. `O_DIRECT` is between the caller and the kernel.
 const OPEN_FLAGS: i32 =
     libc::O_ACCMODE | libc::O_APPEND | libc::O_TRUNC | libc::O_EXCL | libc::O_CREAT | libc::O_SYNC | libc::O_DSYNC;
+
+/// How long an open waits for the first bytes of a file, before it fails with `EAGAIN`.
+const FIRST_BYTES_WAIT: Duration = Duration::from_secs(10);
+/// First and longest pause between two looks for them.
+const FIRST_BYTES_LOOK: Duration = Duration::from_millis(1);
+const FIRST_BYTES_LOOK_MAX: Duration = Duration::from_millis(50);
 
 /// What the threads of a mount have in common.
 pub(crate) struct Shared {
@@ -163,7 +169,8 @@ impl Shared {
     }
 
     /// Opens a file and answers, unless the caller left meanwhile.
-    fn open(&self, caller: Caller, ino: u64, flags: i32, slot: &Slot<ReplyOpen>) {
+    /// `false`: the first bytes are on their way, and nothing was answered (unless this is the `last` try).
+    fn open(&self, caller: Caller, ino: u64, flags: i32, slot: &Slot<ReplyOpen>, last: bool) -> bool {
         let truncates = flags & libc::O_TRUNC != 0;
         let opened = self.vfs.open(caller, ino, flags & OPEN_FLAGS).and_then(|o| {
             if truncates && caller.uid != 0 {
@@ -171,6 +178,9 @@ impl Shared {
             }
             Ok(o)
         });
+        if !last && matches!(opened, Err(Sys::AGAIN)) {
+            return false;
+        }
         if truncates {
             self.opens.written(ino);
         }
@@ -189,6 +199,20 @@ impl Shared {
             (Ok(o), None) => self.vfs.release(o.fh),
             (Err(e), Some(reply)) => reply.error(errno(e)),
             (Err(_), None) => {}
+        }
+        true
+    }
+
+    /// Opens a file as soon as its first bytes have come, or at least one of them was written here.
+    fn open_when_here(&self, caller: Caller, ino: u64, flags: i32, slot: &Slot<ReplyOpen>) {
+        let until = Instant::now() + FIRST_BYTES_WAIT;
+        let mut pause = FIRST_BYTES_LOOK;
+        while slot.waits() {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(FIRST_BYTES_LOOK_MAX);
+            if self.open(caller, ino, flags, slot, Instant::now() >= until) {
+                return;
+            }
         }
     }
 }
@@ -473,7 +497,12 @@ impl Filesystem for IceFs {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let slot = Slot::new(req.pid(), reply);
         let (shared, mine, caller) = (Arc::clone(&self.shared), Arc::clone(&slot), caller(req));
-        self.shared.parking.short(&slot, move || shared.open(caller, ino.0, flags.0, &mine));
+        self.shared.parking.short(&slot, move || {
+            if !shared.open(caller, ino.0, flags.0, &mine, false) {
+                let (slot, parking) = (Arc::clone(&mine), Arc::clone(&shared.parking));
+                parking.long(&slot, move || shared.open_when_here(caller, ino.0, flags.0, &mine));
+            }
+        });
     }
 
     fn create(

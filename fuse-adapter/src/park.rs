@@ -48,6 +48,11 @@ impl<R: Refuse> Slot<R> {
         Arc::new(Slot { tid, reply: Mutex::new(Some(reply)) })
     }
 
+    /// Nobody has answered yet.
+    pub(crate) fn waits(&self) -> bool {
+        self.reply.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// The answer, unless the caller was sent away meanwhile.
     pub(crate) fn take(&self) -> Option<R> {
         self.reply.lock().unwrap_or_else(PoisonError::into_inner).take()

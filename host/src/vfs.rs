@@ -170,7 +170,8 @@ pub trait Vfs: Send + Sync + 'static {
     fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()>;
     /// `renameat2` with `RENAME_NOREPLACE` and `RENAME_EXCHANGE` in `flags`.
     fn rename(&self, parent: u64, name: &OsStr, new_parent: u64, new_name: &OsStr, flags: u32) -> Result<()>;
-    /// Opens a file with `O_...` flags.
+    /// Opens a file with `O_...` flags. `EAGAIN`: its first bytes are on their way from another node, so that it is empty here
+    /// only; may be asked again. (Not with `O_TRUNC`.)
     fn open(&self, caller: Caller, ino: u64, flags: i32) -> Result<Opened>;
     /// The adapter's kernel does not map the backing file of this handle: stores into maps come as [`Vfs::write`], before
     /// [`Vfs::fsync`] and [`Vfs::release`] at the latest, so that nobody has to look for changes that did not.

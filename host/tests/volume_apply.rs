@@ -634,3 +634,29 @@ fn a_directory_keeps_the_times_that_were_set_after_what_comes_late() {
     assert!(mtime() > (1_000_000, 0), "{:?}", mtime());
     rig.assert_agree();
 }
+
+#[test]
+fn a_file_whose_first_bytes_are_on_their_way_is_not_opened_as_an_empty_one() {
+    let rig = rig();
+    let f = rig.remote_make("", "f", Kind::File, attrs(0o644));
+    rig.quiet();
+    assert_eq!(rig.read("f"), b"", "no bytes are known of: it is empty everywhere");
+    let bytes = b"from afar";
+    let digest = digest::of_bytes(bytes);
+    let body =
+        OpBody::SetContent { inode: f, base: Stamp::ZERO, size: bytes.len() as u64, digest, mtime: time(1234, 5) };
+    let version = rig.core.remote(body);
+    for flags in [libc::O_RDONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_APPEND] {
+        assert_eq!(rig.volume.open(ROOT, rig.ino("f"), flags).err(), Some(rustix::io::Errno::AGAIN), "{flags:o}");
+    }
+    rig.set_source(f, version, Source::Payload(rig.payload(bytes)));
+    rig.core.tree(|t| t.came(f));
+    rig.core.pump();
+    rig.quiet();
+    assert_eq!(rig.read("f"), bytes);
+    // Who cuts it off does not want them.
+    let g = rig.remote_make("", "g", Kind::File, attrs(0o644));
+    rig.quiet();
+    rig.core.remote(OpBody::SetContent { inode: g, base: Stamp::ZERO, size: 9, digest, mtime: time(1234, 5) });
+    rig.close(rig.open("g", libc::O_WRONLY | libc::O_TRUNC));
+}

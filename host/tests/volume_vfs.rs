@@ -494,3 +494,62 @@ fn what_cannot_be_remembered_is_refused_before_it_is_made() {
     rig.close(file);
     rig.assert_agree();
 }
+
+/// What was told of files' names and bytes, in order.
+fn names_and_bytes(rig: &Rig) -> Vec<&'static str> {
+    let told = rig.told();
+    let word = |c: &Change| match c {
+        Change::Create { .. } => Some("create"),
+        Change::Content { .. } => Some("content"),
+        Change::Rename { .. } => Some("rename"),
+        Change::Link { .. } => Some("link"),
+        _ => None,
+    };
+    told.iter().filter_map(word).collect()
+}
+
+#[test]
+fn the_bytes_of_a_closed_file_are_told_before_its_next_name() {
+    let rig = Rig::new();
+    // So much to be read again that it is not told at once when it is closed.
+    let bytes = vec![7; 12 << 20];
+    for i in 0..8 {
+        rig.forget_told();
+        let (t, x) = (format!("t{i}"), format!("x{i}"));
+        let file = rig.create(&t).1;
+        for half in [6 << 20, 0] {
+            rig.volume.write(file.fh, half as u64, &bytes[half..][..6 << 20]).unwrap();
+        }
+        rig.close(file);
+        if i % 2 == 0 {
+            rig.rename(&t, &x, 0).unwrap();
+            assert_eq!(names_and_bytes(&rig), ["create", "content", "rename"]);
+        } else {
+            rig.link(&t, &x);
+            assert_eq!(names_and_bytes(&rig), ["create", "content", "link"]);
+        }
+    }
+    rig.quiet();
+    rig.assert_content("x0", &bytes);
+    rig.assert_agree();
+}
+
+#[test]
+fn an_upload_gets_its_name_with_its_bytes() {
+    let rig = Rig::new();
+    for (base, bytes) in [("small", vec![1; 100]), ("large", vec![2; 3 << 20]), ("none", Vec::new())] {
+        rig.forget_told();
+        let (stat, file) = rig.volume.tmpfile(ROOT, 1, 0o644, libc::O_RDWR).unwrap();
+        assert_eq!(rig.volume.write(file.fh, 0, &bytes).unwrap(), bytes.len());
+        let digest = ice_host::digest::of_bytes(&bytes);
+        let placed = rig.volume.install(file.fh, 1, OsStr::new(base), digest).unwrap();
+        assert_eq!((placed.ino, placed.size), (stat.ino, bytes.len() as u64));
+        assert_eq!(names_and_bytes(&rig), ["create", "content"], "{base}");
+        rig.close(file);
+        rig.volume.forget(stat.ino, 2);
+        rig.quiet();
+        assert_eq!(names_and_bytes(&rig), ["create", "content"], "{base}: nothing is told twice");
+        rig.assert_content(base, &bytes);
+    }
+    rig.assert_agree();
+}

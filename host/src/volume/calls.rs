@@ -2,6 +2,7 @@
 
 use super::create::drop_new;
 use super::meta::{self, Raw};
+use super::opens::Open;
 use super::resolve::{Object, component, is_hidden};
 use super::scan::with_times;
 use super::{Ns, Shared};
@@ -180,6 +181,9 @@ impl Shared {
         if is_hidden(dir, name.as_bytes()) {
             return Err(Errno::PERM);
         }
+        if let Some(open) = self.opens.get(ino) {
+            self.tell_closed(&open);
+        }
         let ns = self.lock_ns();
         let object = self.object(ino, None)?;
         let fd = self.dir(dir)?;
@@ -214,6 +218,22 @@ impl Shared {
     ) -> Result<Stat> {
         let Some(open) = object.open.as_ref().filter(|o| o.state().inode.is_none()) else { return Err(Errno::NOENT) };
         super::sys::link(&*object.fd, fd, name.as_bytes())?;
+        let (_, st) = self.tell_named(ns, open, &object.fd, (dir, fd, name))?;
+        if open.state().mark_whole(Instant::now()) {
+            self.opens.note_dirty(open);
+        }
+        self.opens.refer(ino);
+        Ok(self.shown_stat(&st, ino))
+    }
+
+    /// Tells of the first name of a file that had none, without its bytes. Takes the name away again if it cannot be told.
+    pub(crate) fn tell_named(
+        &self,
+        ns: &Ns<'_>,
+        open: &Open,
+        file: &OwnedFd,
+        (dir, fd, name): (InodeId, &OwnedFd, Name),
+    ) -> Result<(InodeId, Raw)> {
         let st = self.stat_at(fd, name.as_bytes())?;
         let create = Change::Create {
             parent: dir,
@@ -224,12 +244,8 @@ impl Shared {
         };
         let inode = self.tell_one(ns, create).inspect_err(|_| drop_new(fd, &name, false))?;
         self.opens.named(open, inode);
-        if open.state().mark_whole(Instant::now()) {
-            self.opens.note_dirty(open);
-        }
-        self.tell_all_xattrs(ns, inode, &object.fd, &st)?;
-        self.opens.refer(ino);
-        Ok(self.shown_stat(&st, ino))
+        self.tell_all_xattrs(ns, inode, file, &st)?;
+        Ok((inode, st))
     }
 
     pub(crate) fn do_remove(&self, parent: u64, name: &OsStr, directory: bool) -> Result<()> {
@@ -299,6 +315,7 @@ impl Shared {
             RENAME_EXCHANGE => true,
             _ => return Err(Errno::INVAL),
         };
+        self.tell_bytes_first(from, &name);
         let ns = self.lock_ns();
         let (from_fd, to_fd) = (self.dir(from)?, self.dir(to)?);
         // What is not taken in yet must be, so that the core knows what moves.

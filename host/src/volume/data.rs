@@ -60,6 +60,9 @@ impl Shared {
             // Another file stands under the name by now. `ESTALE` makes the kernel look the name up again.
             return Err(Errno::STALE);
         }
+        if flags & libc::O_TRUNC == 0 && self.is_arriving(&object) {
+            return Err(Errno::AGAIN);
+        }
         let file = match reopen(object.fd.as_fd(), backing_flags(how)) {
             // Without privilege a file may be writable only.
             Err(Errno::ACCESS) if how.write && !how.read => {
@@ -76,6 +79,17 @@ impl Shared {
             return Err(e);
         }
         Ok(Opened { fh: handle.fh, file: Arc::clone(&handle.file), shared: true })
+    }
+
+    /// The file is empty here only because its first bytes, which are known elsewhere, have not come yet. To read it would be to
+    /// read what was never written, and to append to it a change of nothing.
+    fn is_arriving(&self, object: &Object) -> bool {
+        let Some((_, info)) = &object.known else { return false };
+        let ours = object.open.as_ref().is_some_and(|o| {
+            let state = o.state();
+            state.writers > 0 || state.dirty.is_some()
+        });
+        info.held.is_zero() && info.size > 0 && meta::size(&object.before) == 0 && !ours
     }
 
     /// The inode has a name in `backing`.

@@ -207,6 +207,13 @@ impl State {
         self.passed.clear();
         self.stream = None;
     }
+    /// The core knows the bytes.
+    pub(crate) fn told(&mut self) {
+        self.dirty = None;
+        self.whole = false;
+        self.verify = false;
+        self.extents = Extents::default();
+    }
     fn mark_time(&mut self, now: Instant) -> bool {
         self.writes += 1;
         let fresh = self.dirty.is_none();

@@ -18,7 +18,7 @@ use crate::digest::{self, Blocks, Known};
 use crate::vfs::Result;
 use bytes::Bytes;
 use ice_core::event::{Ack, Change};
-use ice_core::ids::InodeId;
+use ice_core::ids::{InodeId, Name};
 use ice_core::limits::INLINE_CONTENT_MAX_BYTES;
 use ice_core::op::{Attr, ContentDigest, Payload};
 use ice_core::tree::InodeInfo;
@@ -72,6 +72,9 @@ struct Draft {
     seen: Raw,
     writes: u64,
 }
+
+/// A file that is renamed or linked is told first if no more than this has to be read: about a second's work.
+const NAMED_WORK_BYTES: u64 = 1 << 30;
 
 impl Shared {
     /// Tells the core what the bytes of a file are, if it does not know.
@@ -314,10 +317,7 @@ impl Shared {
         let told = self.tell_content(&ns, open, inode, &after, digest, payload)?;
         {
             let mut state = open.state();
-            state.dirty = None;
-            state.whole = false;
-            state.verify = false;
-            state.extents = Extents::default();
+            state.told();
             // Kept while the file is open: 32 bytes for each 256 KiB.
             state.blocks = blocks.filter(|_| !state.files.is_empty());
         }
@@ -483,6 +483,30 @@ impl Shared {
         match acknowledged {
             Some(wait) => wait().map(|_| ()).map_err(refused),
             None => Ok(()),
+        }
+    }
+
+    /// Before a file gets another name: whoever writes a file, closes it, and then gives it the name under which others look for
+    /// it means it to be whole there, on other nodes as well. If that cannot be, it is told later as usual, and status says why.
+    pub(crate) fn tell_bytes_first(&self, dir: InodeId, name: &Name) {
+        if let Ok(Some(inode)) = self.known_at(dir, name)
+            && let Some(open) = self.opens.of(inode)
+        {
+            self.tell_closed(&open);
+        }
+    }
+
+    /// The bytes of a file that nobody has open for writing, if they wait to be told and do not take long.
+    pub(crate) fn tell_closed(&self, open: &Arc<Open>) {
+        let waits = {
+            let state = open.state();
+            state.dirty.is_some() && state.writers == 0 && state.inode.is_some()
+        };
+        if waits
+            && self.work(open) <= NAMED_WORK_BYTES
+            && let Err(e) = self.publish(open)
+        {
+            tracing::debug!(ino = open.ino, error = %e, "not told before its new name");
         }
     }
 

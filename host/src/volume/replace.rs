@@ -1,7 +1,7 @@
 //! Putting a finished file in place: for uploads, which become visible whole or not at all, here and on the other nodes.
 
 use super::meta::{self, Raw};
-use super::opens::base_ino;
+use super::opens::{Handle, base_ino};
 use super::publish::Told;
 use super::resolve::{component, is_hidden, refused};
 use super::{Ns, Shared};
@@ -19,6 +19,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
+use std::time::Instant;
 
 impl Shared {
     /// See [`crate::vfs::Vfs::install`].
@@ -32,6 +33,9 @@ impl Shared {
             let ns = self.lock_ns();
             let fd = self.dir(dir)?;
             match self.stat_at(&fd, name.as_bytes()) {
+                Err(Errno::NOENT) if handle.node.state().inode.is_none() => {
+                    return self.install_new(&ns, &handle, (dir, &fd, name), digest);
+                }
                 Err(Errno::NOENT) => None,
                 Err(e) => return Err(e),
                 Ok(st) => match meta::file_type(&st) {
@@ -52,6 +56,31 @@ impl Shared {
             Ok(Told::Later) => Err(Errno::IO),
             Err(e) => Err(e),
         }
+    }
+
+    /// Gives a nameless file its first name. Name and bytes are told together, so that other nodes never have one without the other.
+    fn install_new(
+        &self,
+        ns: &Ns<'_>,
+        handle: &Handle,
+        (dir, fd, name): (InodeId, &OwnedFd, Name),
+        digest: ContentDigest,
+    ) -> Result<Stat> {
+        let open = &handle.node;
+        super::sys::link(&handle.file, fd, name.as_bytes())?;
+        let (inode, st) = self.tell_named(ns, open, &handle.file, (dir, fd, name))?;
+        if let Err(e) = self.tell_bytes(&handle.file, inode, &st, digest) {
+            // Told later, as what any program wrote.
+            if open.state().mark_whole(Instant::now()) {
+                self.opens.note_dirty(open);
+            }
+            self.publish_soon(open);
+            return Err(e);
+        }
+        open.state().told();
+        self.opens.settle(open);
+        self.opens.refer(open.ino);
+        Ok(self.shown_stat(&st, open.ino))
     }
 
     /// Gives an existing file new bytes: what `Apply::Install` does for other nodes' changes, as a change of ours.
@@ -133,13 +162,18 @@ impl Shared {
         st: &Raw,
         digest: ContentDigest,
     ) -> Result<()> {
-        let (size, witness, mtime) = (meta::size(st), meta::witness(st), meta::unix_mtime(st));
-        if info.held == info.version && info.held_content == Some((size, digest)) {
+        if info.held == info.version && info.held_content == Some((meta::size(st), digest)) {
             // The same bytes are no new version.
-            let attr = Attr::Times { atime: meta::attrs(st).atime, mtime };
-            self.tell_one(ns, Change::Attr { inode, attr, witness })?;
+            let attr = Attr::Times { atime: meta::attrs(st).atime, mtime: meta::unix_mtime(st) };
+            self.tell_one(ns, Change::Attr { inode, attr, witness: meta::witness(st) })?;
             return Ok(());
         }
+        self.tell_bytes(file, inode, st, digest)
+    }
+
+    /// Tells of bytes whose digest is known.
+    fn tell_bytes(&self, file: &OwnedFd, inode: InodeId, st: &Raw, digest: ContentDigest) -> Result<()> {
+        let (size, witness, mtime) = (meta::size(st), meta::witness(st), meta::unix_mtime(st));
         let port = self.port()?;
         let mut payload = None;
         if size > 0 && size <= INLINE_CONTENT_MAX_BYTES {
