@@ -55,6 +55,38 @@ pub enum Bug {
     CompactLiveVersion,
     /// A lock that is given back is granted to two who wait.
     GrantLockTwice,
+    /// Consensus: a vote is not made durable.
+    VoteTwice,
+    /// Consensus: entries of earlier terms are committed by counting copies.
+    CommitOldTerm,
+    /// Consensus: a follower acknowledges entries, or a leader counts its own, before they are durable.
+    RaftAckBeforeDurable,
+    /// Consensus: a leader answers reads without asking whether it still leads.
+    StaleRead,
+    /// Consensus: a replica that heard from no leader stands for election at once, in a new term.
+    SkipPreVote,
+    /// Consensus: a configuration among entries that are dropped is forgotten.
+    ForgetConfig,
+    /// Consensus: a follower does not look whether the entries before those that come are the leader's.
+    SkipMatch,
+    /// Consensus: entries after a conflicting one are kept.
+    KeepConflict,
+    /// Consensus: a snapshot that is older than what is committed takes its place.
+    OldSnapshot,
+    /// Consensus: after a restart, entries that the store contains are applied once more.
+    RaftApplyTwice,
+    /// Consensus: an acknowledged write counts for the entries that replaced what it wrote.
+    StaleTicket,
+    /// Consensus: membership is changed by more than one voter at once without a joint configuration.
+    SkipJoint,
+    /// Consensus: a vote is given to a candidate that lacks entries.
+    VoteForShorter,
+    /// Consensus: a majority of the new half of a joint configuration is enough.
+    IgnoreOutgoing,
+    /// Consensus: a leader that hears from no majority goes on.
+    SkipCheckQuorum,
+    /// Consensus: membership is changed before the leader has committed an entry of its own term.
+    ChangeTooEarly,
 }
 
 impl Bug {
@@ -85,4 +117,24 @@ impl Bug {
 
     /// Those of the replicated store, which its own tests find.
     pub const STORE: [Bug; 3] = [Bug::ApplyTwice, Bug::CompactLiveVersion, Bug::GrantLockTwice];
+
+    /// Those of [`crate::raft`], which tests of the core itself hunt.
+    pub const CONSENSUS: [Bug; 16] = [
+        Bug::VoteTwice,
+        Bug::CommitOldTerm,
+        Bug::RaftAckBeforeDurable,
+        Bug::StaleRead,
+        Bug::SkipPreVote,
+        Bug::ForgetConfig,
+        Bug::SkipMatch,
+        Bug::KeepConflict,
+        Bug::OldSnapshot,
+        Bug::RaftApplyTwice,
+        Bug::StaleTicket,
+        Bug::SkipJoint,
+        Bug::VoteForShorter,
+        Bug::IgnoreOutgoing,
+        Bug::SkipCheckQuorum,
+        Bug::ChangeTooEarly,
+    ];
 }

@@ -20,6 +20,7 @@ pub mod message;
 mod mirror;
 pub mod node;
 pub mod op;
+pub mod raft;
 pub mod rng;
 pub mod status;
 pub mod time;

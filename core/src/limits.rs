@@ -103,3 +103,39 @@ pub const SNAPSHOT_KEPT_MAX_BYTES: usize = 64 * 1024 * 1024;
 pub const SNAPSHOT_COMMANDS_MAX: u64 = 10_000_000;
 /// Records looked at for one chunk of a snapshot.
 pub const SNAPSHOT_RECORDS_PER_CHUNK_MAX: usize = 16_384;
+/// One command of the replicated log.
+pub const RAFT_COMMAND_MAX_BYTES: usize = 2 * 1024 * 1024;
+/// Commands in one proposal.
+pub const RAFT_PROPOSAL_MAX_COMMANDS: usize = 1024;
+/// Entries that a leader holds and that are not committed, beyond which proposals are refused; a first one may exceed it.
+pub const RAFT_UNCOMMITTED_MAX_BYTES: u64 = 32 * 1024 * 1024;
+/// The part of the log that is in memory, beyond which proposals are refused until the store is durable further on.
+pub const RAFT_LOG_MAX_BYTES: u64 = 256 * 1024 * 1024;
+/// Likewise.
+pub const RAFT_LOG_MAX_ENTRIES: usize = 1_000_000;
+/// Entries in one message.
+pub const RAFT_ENTRIES_PER_MESSAGE_MAX: usize = 1024;
+/// Bytes of entries in one message. One entry may exceed it alone.
+pub const RAFT_MESSAGE_MAX_BYTES: u64 = 512 * 1024;
+/// Messages with entries sent to one follower and not acknowledged.
+pub const RAFT_FLIGHT_MAX_MESSAGES: usize = 64;
+/// Bytes of entries sent to one follower and not acknowledged. One message may exceed it.
+pub const RAFT_FLIGHT_MAX_BYTES: u64 = 8 * 1024 * 1024;
+/// Entries handed to the store at once.
+pub const RAFT_PORTION_MAX_ENTRIES: usize = 1024;
+/// Bytes of entries handed to the store at once. One entry may exceed it alone.
+pub const RAFT_PORTION_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Writes of the replicated log in flight; more wait and become one.
+pub const RAFT_WRITES_MAX: usize = 32;
+/// Linearizable reads that wait for the leader to be sure of itself.
+pub const RAFT_READS_MAX: usize = 16_384;
+/// Voters of a configuration. The autopilot makes no more than [`RAFT_AUTOPILOT_VOTERS_MAX`]; an operator may.
+pub const RAFT_VOTERS_MAX: usize = 9;
+/// Voters that the autopilot makes.
+pub const RAFT_AUTOPILOT_VOTERS_MAX: usize = 5;
+/// Snapshots sent at once.
+pub const RAFT_SNAPSHOTS_SENDING_MAX: usize = 2;
+/// One piece of a snapshot.
+pub const RAFT_PIECE_MAX_BYTES: usize = 1024 * 1024;
+/// Pieces of one snapshot.
+pub const RAFT_PIECES_MAX: u32 = 1 << 24;

@@ -66,6 +66,8 @@ pub enum Wake {
     Retry,
     /// Checkpointing goes on.
     Checkpoint,
+    /// No leader was heard, or a leader did not hear from a majority.
+    Election,
 }
 
 /// Hybrid logical time in nanoseconds since 1970: wall clock where it moves forward, counter where it does not.
