@@ -21,7 +21,15 @@ impl Raft {
             && self.broken.is_none()
             && self.installing.is_none()
             && self.hard.term < TERM_MAX
-            && self.log.membership().1.is_voter(self.config.me)
+            && self.may_lead()
+    }
+
+    /// A voter of the configuration that holds; or, until that is committed, of the one before: it may be that nobody else has the
+    /// entry that the others need to be elected (Ongaro, 2014, section 4.2.2).
+    fn may_lead(&self) -> bool {
+        let (index, membership) = self.log.membership();
+        let me = self.config.me;
+        membership.is_voter(me) || (index > self.commit && self.log.membership_at(index - 1).is_voter(me))
     }
 
     /// Waits for a leader, for a while.

@@ -187,7 +187,7 @@ impl Persisted {
         }
         if let Some(first) = record.append.first() {
             let from = first.index;
-            if from <= self.base.index || from > self.last().0 + 1 {
+            if from <= self.base.index || from > self.last().0.saturating_add(1) {
                 return false;
             }
             self.entries.truncate((from - self.base.index - 1) as usize);
@@ -228,4 +228,6 @@ pub enum Damage {
     Unsound,
     /// The store has applied less than the log has dropped.
     StoreBehind,
+    /// The store has a past, and the log knows nothing of it.
+    LogLost,
 }

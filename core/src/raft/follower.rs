@@ -37,9 +37,10 @@ impl Raft {
             return;
         }
         if m.cluster != self.hard.cluster {
-            // A replica without a past belongs to the first cluster whose leader speaks to it.
+            // A replica without a past belongs to the first cluster that takes it for a member.
             let blank = self.hard.cluster == 0 && self.log.last() == 0;
-            if !blank || m.cluster == 0 || !m.body.is_leaders() {
+            let for_members = m.body.is_leaders() || matches!(m.body, Body::PreVote { .. } | Body::Vote { .. });
+            if !blank || m.cluster == 0 || !for_members {
                 self.refused.foreign += 1;
                 return;
             }
@@ -62,6 +63,8 @@ impl Raft {
                 Body::Vote { .. } => self.send(m.from, Body::VoteReply { granted: false }, fx),
                 // A leader of the past learns that it is one; the others will.
                 _ if m.body.is_leaders() => self.send(m.from, Body::NewerTerm, fx),
+                // It has not heard of this term, and would vote in the next.
+                Body::PreVoteReply { asked, granted } => self.on_pre_vote_reply(m.from, asked, granted, fx),
                 _ => (),
             }
             return;
@@ -118,8 +121,9 @@ impl Raft {
             self.refused.full += 1;
             return;
         }
+        let blind = self.config.has(Bug::SkipMatch) && prev.0 <= self.log.last();
         let fits = prev.0 < self.log.base().index || self.log.term(prev.0) == Some(prev.1);
-        if !fits && !(self.config.has(Bug::SkipMatch) && prev.0 <= self.log.last()) {
+        if !fits && !blind {
             let hint = self.log.not_later(prev.0.min(self.log.last()), prev.1);
             let leader = self.leader.unwrap_or(self.config.me);
             return self.send(leader, Body::Conflict { prev: prev.0, hint }, fx);
@@ -141,6 +145,8 @@ impl Raft {
             }
             self.log.append(e);
         }
+        // The leader knows as much: an answer before anything of this is durable would tell it nothing.
+        self.owes.acked = self.owes.acked.max(prev.0);
         self.agree(end);
         self.learn_commit(commit.min(end));
     }
@@ -193,7 +199,7 @@ fn is_sound(m: &Message) -> bool {
             Body::Append { prev, entries, commit } => {
                 let (mut index, mut term) = *prev;
                 let follow = entries.iter().all(|e| {
-                    let ok = e.index == index + 1 && e.term >= term && e.term > 0 && e.is_sound();
+                    let ok = e.index == index.wrapping_add(1) && e.term >= term && e.term > 0 && e.is_sound();
                     (index, term) = (e.index, e.term);
                     ok && !matches!(&e.content, Content::Config(c) if c.voters.is_empty())
                 });

@@ -433,7 +433,8 @@ impl Raft {
                 self.begin_snapshot(to, fx);
                 return;
             };
-            let room = if p.window_full() { 0 } else { RAFT_ENTRIES_PER_MESSAGE_MAX };
+            let most = self.config.message_entries.clamp(1, RAFT_ENTRIES_PER_MESSAGE_MAX);
+            let room = if p.window_full() { 0 } else { most };
             let entries = self.log.slice(p.next, self.log.last(), room, RAFT_MESSAGE_MAX_BYTES);
             if entries.is_empty() && p.told >= self.commit && !poke && p.mode == Mode::Replicate {
                 return;

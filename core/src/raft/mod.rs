@@ -50,6 +50,8 @@ pub struct Config {
     pub keep_entries: u64,
     /// Bytes of entries that are kept for them.
     pub keep_bytes: u64,
+    /// Entries in one message, at most [`crate::limits::RAFT_ENTRIES_PER_MESSAGE_MAX`].
+    pub message_entries: usize,
     /// Planted bug, for tests of the tests.
     pub bug: Option<Bug>,
 }
@@ -64,6 +66,7 @@ impl Config {
             jitter: Span::ms(600),
             keep_entries: 10_000,
             keep_bytes: 32 * 1024 * 1024,
+            message_entries: crate::limits::RAFT_ENTRIES_PER_MESSAGE_MAX,
             bug: None,
         }
     }
@@ -517,6 +520,9 @@ impl Raft {
 
 /// What cannot have been written by a replica that kept its promises.
 fn damage(p: &Persisted, store: &Base) -> Option<Damage> {
+    if p.hard.term > TERM_MAX || store.term > TERM_MAX || store.index > INDEX_MAX || p.base.index > INDEX_MAX {
+        return Some(Damage::Terms);
+    }
     if store.index < p.base.index {
         return Some(Damage::StoreBehind);
     }
@@ -536,10 +542,10 @@ fn damage(p: &Persisted, store: &Base) -> Option<Damage> {
     if !p.base.membership.is_sound() || !store.membership.is_sound() {
         return Some(Damage::Unsound);
     }
-    if p.hard.term > TERM_MAX || store.term > TERM_MAX || store.index > INDEX_MAX || p.base.index > INDEX_MAX {
-        return Some(Damage::Terms);
+    if p.hard.cluster == 0 && (store.index > 0 || index > 0) {
+        return Some(Damage::LogLost);
     }
-    if term > p.hard.term {
+    if term.max(store.term) > p.hard.term {
         return Some(Damage::TermForgotten);
     }
     if p.hard.commit > index.max(store.index) {

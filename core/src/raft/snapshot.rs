@@ -193,7 +193,9 @@ impl Raft {
         last: bool,
         fx: &mut Vec<Effect>,
     ) {
-        if self.installing.is_some() {
+        // A store that is ahead of the log is the sign of a snapshot, after a crash, and not of a log that was lost: for that, cluster
+        // and term are durable before the store has it.
+        if self.installing.is_some() || !self.disk.hard_durable() {
             return;
         }
         if base.index <= self.commit && !self.config.has(Bug::OldSnapshot) {
