@@ -59,7 +59,7 @@ pub const HUNTS: &[Hunt] = &[
     hunt(Bug::ReleaseTwice, "default", 50),
     hunt(Bug::ReplyTwice, "default", 50),
     hunt(Bug::WaitForever, "two-nodes", 300),
-    hunt(Bug::CutEarly, "crashes", 300),
+    hunt(Bug::CutEarly, "default", 300),
     hunt(Bug::TakeStrangersForRepeats, "acknowledged", 300),
     scenario!(CutBytes, "bytes-only-in-the-log"),
     scenario!(SettleUnknown, "alone-on-the-same-file"),

@@ -109,6 +109,28 @@ impl World {
         }
     }
 
+    /// A process is being killed: some of the changes under way are made all the same, and nobody is told.
+    pub(crate) fn finish_unheard(&mut self, n: usize) {
+        let Some(p) = self.hosts[n].process.as_mut() else { return };
+        let mut under_way: Vec<Apply> = Vec::new();
+        for io in std::mem::take(&mut p.pending).into_values() {
+            if let Io::Apply { apply, .. } = io {
+                under_way.push(apply);
+            }
+        }
+        self.rngs.late.shuffle(&mut under_way);
+        for apply in under_way {
+            if self.rngs.late.chance(500) {
+                self.tell(|| format!("n{} applies {}, and nobody hears of it", n + 1, crate::show::apply(&apply)));
+                self.hosts[n].disk.write_out();
+                let mut budget = self.rngs.late.chance(200).then(|| self.rngs.late.below(4));
+                if self.apply(n, apply, &mut budget).is_ok() {
+                    self.sometimes.saw("change made when the process was killed");
+                }
+            }
+        }
+    }
+
     pub(crate) fn give_up_fetch(&mut self, n: usize, slot: u64) {
         if let Some(Io::Fetch { token, .. }) = self.process(n).pending.remove(&slot) {
             self.sometimes.saw("fetch failed");
@@ -360,7 +382,7 @@ impl World {
             Some(s) => s.content,
             None => {
                 let other = self.hosts.iter().position(|h| h.replica == from && h.power == Power::Up)?;
-                if !self.net.reachable(n, other) || self.hosts[other].recovering {
+                if !self.net.reachable(n, other) {
                     return None;
                 }
                 match self.serve(other, wanted) {

@@ -7,7 +7,7 @@ use crate::scan::{Compared, Place};
 use crate::world::World;
 use ice_core::action::{Reply, Sighting, Spot};
 use ice_core::config::Ending;
-use ice_core::event::{Found, Request, Thing};
+use ice_core::event::{Change, Found, Request, Thing};
 use ice_core::ids::{EntryId, InodeId, Name};
 use ice_core::op::{ContentDigest, Kind};
 use std::collections::BTreeSet;
@@ -63,13 +63,22 @@ impl World {
         }
         for (entry, ino) in self.in_limbo(n) {
             let at = Spot::Limbo(entry);
-            if compared.known.get(&ino).is_none_or(|(_, spots)| !spots.contains(&at)) {
+            let known = compared.known.get(&ino).filter(|(_, spots)| spots.contains(&at)).map(|(inode, _)| *inode);
+            if known.is_none_or(|inode| self.looks_torn(n, inode, ino)) {
                 spots.push((at, ino));
             }
         }
         let dir = |ino: &Ino| host.fs.get(*ino).is_some_and(|i| i.kind.is_dir());
         spots.sort_by_key(|(_, ino)| !dir(ino));
         spots.into_iter().filter_map(|(at, ino)| Some(((at.clone(), ino), self.thing(n, compared, at, ino)?))).collect()
+    }
+
+    /// After the end of the machine: a file that is where it should be and does not look as it was left.
+    fn looks_torn(&self, n: usize, inode: InodeId, ino: Ino) -> bool {
+        let host = &self.hosts[n];
+        let believed = host.process.as_ref().and_then(|p| p.node.view().tree().info(inode)).map(|i| i.witness);
+        let is_file = host.fs.get(ino).is_some_and(|i| i.kind.is_file());
+        host.ending == Ending::MachineCrash && is_file && believed.is_some_and(|w| w != host.fs.witness(ino))
     }
 
     /// Objects in the working directory that are set aside under an entry's name.
@@ -156,8 +165,14 @@ impl World {
             self.tell(|| format!("n{} finds {at:?} ({:?}, {}): {sighting:?}", n + 1, thing.kind, thing.disk));
         }
         match sighting {
+            Some(Sighting::Unknown) if matches!(at, Spot::Limbo(_)) => self.tear(n, &thing),
             None | Some(Sighting::Unknown) => false,
-            Some(Sighting::Known(_)) => {
+            Some(Sighting::Known(inode)) => {
+                if matches!(at, Spot::Limbo(_)) && thing.kind == Kind::File {
+                    // Nothing compares what is set aside later: this look at its bytes counts.
+                    let witness = self.witness(n, thing.disk);
+                    self.change(n, vec![Change::Touch { inode, witness }]);
+                }
                 if elsewhere {
                     self.sometimes.saw("scan explained a difference");
                 }
@@ -179,6 +194,15 @@ impl World {
                 self.take_away(n, &at)
             }
         }
+    }
+
+    /// Bytes of a file that is set aside are nobody's: under a name the comparison that follows would say so.
+    fn tear(&mut self, n: usize, thing: &Thing) -> bool {
+        let Some(inode) = thing.object.filter(|i| self.looks_torn(n, *i, thing.disk)) else { return false };
+        let token = self.hosts[n].fs.get(thing.disk).map(|i| i.content.token);
+        self.hosts[n].aside.extend(token);
+        let witness = self.witness(n, thing.disk);
+        self.change(n, vec![Change::Torn { inode, witness }]).iter().any(Result::is_ok)
     }
 
     /// Makes the names at which a file stands as an older object links to the newer one.

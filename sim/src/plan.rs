@@ -183,6 +183,8 @@ pub struct Setup {
     pub retained: Option<usize>,
     /// Time between checkpoints; drawn from the seed if not given.
     pub checkpoint: Option<Span>,
+    /// How long after a start the scan begins; drawn from the seed if not given.
+    pub scan: Option<Span>,
     /// Pages of a checkpoint before they are committed.
     pub pages: Option<usize>,
     /// Exactly one user writes: a simple model must agree.
@@ -200,6 +202,7 @@ impl Default for Setup {
             bug: None,
             retained: None,
             checkpoint: None,
+            scan: None,
             pages: None,
             single_writer: false,
             open: None,
@@ -501,6 +504,10 @@ impl Plan {
                     self.setup.retained = Some(n);
                     return Ok(());
                 }
+                "scan-after" => {
+                    self.setup.scan = Some(span(value)?);
+                    return Ok(());
+                }
                 "checkpoint" => {
                     self.setup.checkpoint = Some(span(value)?);
                     return Ok(());
@@ -654,6 +661,9 @@ impl fmt::Display for Plan {
         }
         if let Some(n) = s.retained {
             writeln!(f, "retain {n}")?;
+        }
+        if let Some(t) = s.scan {
+            writeln!(f, "scan-after {}s", Time(t.0))?;
         }
         if let Some(t) = s.checkpoint {
             writeln!(f, "checkpoint {}s", Time(t.0))?;

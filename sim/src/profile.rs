@@ -40,6 +40,9 @@ pub struct Profile {
     /// The greatest difference between two clocks, in milliseconds.
     #[serde(default)]
     pub skew_ms: u64,
+    /// The scan after a start begins up to this many milliseconds later, in half of the starts.
+    #[serde(default)]
+    pub scan_ms: u64,
     /// States that a run over many seeds must reach at least once; see `sometimes`.
     #[serde(default)]
     pub sometimes: Vec<String>,

@@ -102,11 +102,12 @@ impl World {
                     exchange: found.missing.iter().any(|(p, i)| p == place && found.stands_elsewhere(*i)),
                 },
                 None if self.hosts[n].fs.get(*ino).is_some_and(|i| i.kind.is_dir()) => continue,
+                // A new name says nothing of the bytes: they are looked at next.
                 None => Change::Link {
                     inode: *inode,
                     parent: place.0,
                     name: place.1.clone(),
-                    witness: self.witness(n, *ino),
+                    witness: Witness { disk: *ino, sum: 0 },
                 },
             };
             return self.report(n, vec![change], place, refused);

@@ -13,6 +13,7 @@ pub const NAMES: &[&str] = &[
     "crash inside an action",
     "crash lost changes in backing",
     "crash lost log records",
+    "change made when the process was killed",
     "checkpoint committed",
     "checkpoint failed",
     "disk full",

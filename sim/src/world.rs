@@ -78,6 +78,8 @@ pub struct Rngs {
     pub crash: Stream,
     /// Everything that hosts choose.
     pub host: Stream,
+    /// When the scan after a start begins, and what else was carried out when a process was killed.
+    pub late: Stream,
 }
 
 /// See the module.
@@ -97,6 +99,8 @@ pub struct World {
     pub(crate) speed: Speed,
     pub(crate) retained: usize,
     pub(crate) checkpoint: Span,
+    /// The scan after a start begins so long after it at the latest.
+    pub(crate) scan_late: Span,
     pub(crate) setup: Setup,
     pub(crate) reference: Option<Reference>,
     /// Events handled.
@@ -150,10 +154,12 @@ impl World {
                 disk: Stream::new(seed, "disk"),
                 crash: Stream::new(seed, "crash"),
                 host: Stream::new(seed, "host"),
+                late: Stream::new(seed, "late"),
             },
             speed: Speed { disk_ns: profile.disk_us * 1000 },
             retained: usize::MAX,
             checkpoint: Span::s(60),
+            scan_late: Span::ms(profile.scan_ms),
             setup: setup.clone(),
             reference: setup.single_writer.then(Reference::default),
             events: 0,
@@ -668,7 +674,7 @@ impl World {
     }
 
     fn answers(&self, n: usize, m: usize) -> bool {
-        self.hosts[m].is_up() && !self.hosts[m].recovering && self.net.reachable(n, m)
+        self.hosts[m].is_up() && self.net.reachable(n, m)
     }
 
     fn dialled(&mut self, n: usize, url: String) {
@@ -833,9 +839,19 @@ impl World {
         let unix_ns = self.hosts[n].wall(self.now);
         self.process(n).inbox.push_back(Event::Wall { unix_ns });
         self.drive(n);
-        if self.hosts[n].recovering {
-            self.scan(n);
+        if !self.hosts[n].recovering {
+            return;
         }
+        let late = match self.setup.scan {
+            Some(span) => span,
+            None if self.scan_late.0 > 0 && self.rngs.late.chance(500) => Span(self.rngs.late.below(self.scan_late.0)),
+            None => Span(0),
+        };
+        if late.0 == 0 {
+            return self.scan(n);
+        }
+        self.process(n).scan_queued = true;
+        self.queue.put(self.now.after(late), Ev::Scan(n, epoch));
     }
 
     /// The node is asked to stop.
@@ -851,6 +867,9 @@ impl World {
 
     /// The node's process ends.
     pub fn stop(&mut self, n: usize, ending: Ending) {
+        if ending == Ending::ProcessCrash {
+            self.finish_unheard(n);
+        }
         let Some(process) = self.hosts[n].process.take() else { return };
         self.tell(|| format!("n{} ends: {ending:?}", n + 1));
         if let Some(tape) = process.tape {
@@ -863,7 +882,13 @@ impl World {
         if ending == Ending::Clean && host.scars != Some(u64::MAX) {
             host.scars = None;
         }
-        host.ending = if host.scars.is_some() { Ending::MachineCrash } else { ending };
+        // Nor does it make an edit of what was not compared.
+        let unseen = ending == Ending::Clean && host.recovering && host.ending == Ending::ProcessCrash;
+        host.ending = match ending {
+            _ if host.scars.is_some() => Ending::MachineCrash,
+            _ if unseen => Ending::ProcessCrash,
+            _ => ending,
+        };
         host.stop_at = None;
         host.recovering = false;
         if host.last_sync == LastSync::Waiting {

@@ -10,16 +10,26 @@ impl Tree {
     /// If a new life under an old id began: the last deletion before it, and the newest version that its deleters saw.
     pub(super) fn floor(&self, i: u32) -> Option<Removal> {
         let n = &self.inodes[i];
-        if n.has(MULTI) || n.entry == super::NONE {
-            return None;
-        }
-        let e = &self.entries[n.entry];
-        if !e.has(REMOVED) || !e.has(FIRST) {
+        if n.entry == super::NONE {
             return None;
         }
         let made = self.stamp(n.make);
-        let before = self.removed.get(&n.entry)?.iter().filter(|(at, _)| *at < made);
-        before.copied().reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
+        let later = |a: Removal, b: Removal| (a.0.max(b.0), a.1.max(b.1));
+        let before = |e: u32| self.removed.get(&e).into_iter().flatten().filter(|(at, _)| *at < made).copied();
+        if !n.has(MULTI) {
+            let e = &self.entries[n.entry];
+            return if e.has(REMOVED) && e.has(FIRST) { before(n.entry).reduce(later) } else { None };
+        }
+        let mut floor = None;
+        for (_, e) in self.links.range((i, 0)..=(i, u32::MAX)) {
+            let n = &self.entries[*e];
+            let place = self.stamp(n.place);
+            if !n.has(FIRST) && place < made && !before(*e).any(|(at, _)| at > place) {
+                return None; // This name stood when the file was made again: it is the same file still.
+            }
+            floor = before(*e).chain(floor).reduce(later);
+        }
+        floor
     }
 
     /// The content that the inode should have: version, size, digest.

@@ -185,22 +185,26 @@ impl Tree {
     fn forget_removals(&mut self, e: u32) {
         let i = self.entries[e].inode;
         self.touch(i);
-        if let Some((before, saw)) = self.floor(i) {
-            let old: Vec<_> =
-                self.xattrs_raw(i).filter(|(_, x)| x.stamp <= before).map(|(name, _)| (i, Box::from(name))).collect();
-            for key in old {
-                self.xattrs.remove(&key);
-            }
-            if self.stamp(self.inodes[i].content) <= saw {
-                let held = self.held(i);
-                let n = &mut self.inodes[i];
-                n.content = super::slab::Short::default();
-                (n.size, n.digest) = (0, crate::op::ContentDigest::EMPTY);
-                self.set_held(i, held.stamp, held.bytes);
-            }
-        }
+        self.forget_earlier_life(i);
         self.removed.remove(&e);
         self.entries[e].set(REMOVED, false);
+    }
+
+    /// Drops what an earlier life left in the registers. The inode is touched already.
+    fn forget_earlier_life(&mut self, i: u32) {
+        let Some((before, saw)) = self.floor(i) else { return };
+        let old: Vec<_> =
+            self.xattrs_raw(i).filter(|(_, x)| x.stamp <= before).map(|(name, _)| (i, Box::from(name))).collect();
+        for key in old {
+            self.xattrs.remove(&key);
+        }
+        if self.stamp(self.inodes[i].content) <= saw {
+            let held = self.held(i);
+            let n = &mut self.inodes[i];
+            n.content = super::slab::Short::default();
+            (n.size, n.digest) = (0, crate::op::ContentDigest::EMPTY);
+            self.set_held(i, held.stamp, held.bytes);
+        }
     }
 
     pub(super) fn xattrs_raw(&self, i: u32) -> impl Iterator<Item = (&[u8], &Xattr)> {
@@ -232,6 +236,10 @@ impl Tree {
     pub(super) fn purge(&mut self, e: u32) {
         let i = self.entries[e].inode;
         self.touch(i);
+        if self.inodes[i].has(MULTI) {
+            // What this name's deletion hides would show again.
+            self.forget_earlier_life(i);
+        }
         self.set_live(e, false);
         for s in self.moves_of(e) {
             self.forget_move(s);

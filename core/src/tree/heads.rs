@@ -99,6 +99,12 @@ impl Tree {
         if self.work.is_busy(n.inode) { Verdict::Wait } else { Verdict::Keep(*v) }
     }
 
+    /// The inode of the published copy of a version, if an action is just making it.
+    pub(super) fn copy_under_way(&self, i: u32, version: Stamp) -> Option<u32> {
+        let e = self.entry_of(EntryId::derive_conflict(self.inodes[i].id(), version))?;
+        Some(self.entries[e].inode).filter(|c| self.work.is_busy(*c))
+    }
+
     /// A version is settled: it needs no copy (any more). Touches the inode.
     pub(super) fn settle_head(&mut self, i: u32, version: Stamp) {
         if self.heads.contains(&(i, version)) {

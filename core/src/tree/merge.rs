@@ -126,7 +126,10 @@ impl Tree {
     fn merge_content(&mut self, i: u32, r: &StateRecord, theirs: &Knows<'_>, ours: &Knows<'_>) {
         // What was settled here and forgotten is not brought up again.
         let settled_here = |t: &Tree, s: Stamp| {
-            t.is_cut(s) && ours(s) && s < t.stamp(t.inodes[i].content) && !t.versions.contains_key(&(i, s))
+            let n = &t.inodes[i];
+            // Or it belonged to an earlier life.
+            let later = t.stamp(n.content).max(t.stamp(n.make));
+            t.is_cut(s) && ours(s) && s < later && !t.versions.contains_key(&(i, s))
         };
         for v in &r.versions {
             if settled_here(self, v.stamp) {

@@ -24,8 +24,8 @@
 //!   all names were deleted by somebody who had seen it. Its bytes are kept as a copy (`heads`).
 //! - Attributes: the latest per group. A modification time belongs to the times or to the content, whichever is later.
 //! - An id is used again only after its deletion was forgotten here. Where it is not forgotten yet, a creation later than
-//!   the deletion begins a new life: content that the deleter had seen and extended attributes from before the deletion
-//!   are hidden, unless the file had several names.
+//!   the deletion begins a new life: content that the deleters had seen and extended attributes from before the deletion
+//!   are hidden. Of a file with several names all must have been deleted before.
 //!
 //! # What the caller guarantees
 //! - Its own stamps ([`Mint`]) are later than every stamp that was integrated or given to [`Tree::cut`].

@@ -96,7 +96,7 @@ impl Tree {
         if self.heads.contains(&(i, held)) {
             match self.verdict(i, held) {
                 Verdict::Drop => {}
-                Verdict::Wait => return Next::soon(i),
+                Verdict::Wait => return Next::soon(self.copy_under_way(i, held).unwrap_or(i)),
                 Verdict::Keep(v) => {
                     let (e, seat) = &seats[0];
                     let Some((dir, name)) = self.copy_seat(i, *e, seat, v) else { return Next::stuck(i) };
