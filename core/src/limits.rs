@@ -24,6 +24,11 @@ pub const OPS_IN_FLIGHT_MAX: u64 = 8192;
 pub const OPS_IN_FLIGHT_BYTES: u64 = 16 * 1024 * 1024;
 /// Inode records in one state-transfer message.
 pub const STATE_RECORDS_PER_MESSAGE_MAX: usize = 256;
+/// Bytes of records in one state-transfer message, about, beyond which it is closed. One record may exceed it alone.
+pub const STATE_MESSAGE_BYTES: usize = 1024 * 1024;
+/// Bytes of records that a node that catches up by state asks for at once, about, and takes before they are durable here. One
+/// bucket may exceed it alone.
+pub const STATE_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
 /// Requests that wait in the core.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Events taken from a batch in one step before `again` is set.

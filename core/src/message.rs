@@ -1,6 +1,6 @@
 //! What nodes say to each other. Encoded by `wire`.
 
-use crate::ids::{Incarnation, ReplicaId};
+use crate::ids::{Incarnation, InodeId, ReplicaId};
 use crate::op::Op;
 use crate::time::{Hlc, Stamp};
 use alloc::boxed::Box;
@@ -127,6 +127,8 @@ pub enum Message {
         level: u8,
         /// The bucket.
         bucket: u32,
+        /// The records come behind this inode, the last one of the page before. `None`: it is the first page.
+        after: Option<InodeId>,
         /// Encoded `tree::StateRecord`s.
         records: Vec<crate::tree::StateRecord>,
         /// No more records of this bucket follow.
@@ -136,6 +138,16 @@ pub enum Message {
     },
     /// The speaker stops, on purpose.
     Bye,
+}
+
+impl Message {
+    /// About how many bytes the records in it take, encoded or in memory. Of all other messages 0: they are small.
+    pub fn weight(&self) -> usize {
+        match self {
+            Message::State { records, .. } => records.iter().map(crate::tree::StateRecord::weight).sum(),
+            _ => 0,
+        }
+    }
 }
 
 /// Sign of life.

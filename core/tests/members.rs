@@ -121,6 +121,10 @@ fn two_nodes_of_one_name_are_told_so() {
     w.run(Span::s(5));
     assert!(w.sent["refuse"] > 0);
     assert_eq!(w.hosts[0].node.view().members().count(), 1);
+    // The one that is refused says why.
+    let status = w.hosts[2].node.view().status();
+    let said = status.reasons.iter().any(|r| r.contains("another node is already called n2"));
+    assert!(said, "{:?}", status.reasons);
 }
 
 #[test]

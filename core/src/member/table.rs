@@ -25,6 +25,9 @@ const DIAL_LOST: Span = Span::s(60);
 /// A connection whose other side does not introduce itself by then is closed.
 const HELLO_WAIT: Span = Span::s(10);
 
+/// Of the words with which another node refuses a connection so much is kept.
+const REFUSAL_CHARS_MAX: usize = 500;
+
 /// What the table wants done.
 #[derive(Debug)]
 pub(crate) enum Effect {
@@ -75,6 +78,8 @@ struct Link {
     next_beat: Instant,
     beat: u64,
     beat_at: Instant,
+    /// Why the other side will not have it.
+    refused: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -282,13 +287,30 @@ impl Members {
             fx.push(Effect::Send(Send::Hangup { link, why: "too many connections".into() }));
         }
         fx.push(Effect::SayHello { link, called: dialled.clone() });
-        let l = Link { dialled, peer: None, up_at: now, next_beat: now.after(self.heartbeat), beat: 0, beat_at: now };
+        let l = Link {
+            dialled,
+            peer: None,
+            up_at: now,
+            next_beat: now.after(self.heartbeat),
+            beat: 0,
+            beat_at: now,
+            refused: None,
+        };
         self.links.insert(link, l);
+    }
+
+    /// The other side says why it hangs up. That is said of the member then, however the connection ends.
+    pub(crate) fn refused(&mut self, link: LinkId, why: &str, fx: &mut Vec<Effect>) {
+        if let Some(l) = self.links.get_mut(&link) {
+            l.refused = Some(why.chars().take(REFUSAL_CHARS_MAX).collect());
+        }
+        fx.push(Effect::Send(Send::Hangup { link, why: why.to_string() }));
     }
 
     pub(crate) fn link_down(&mut self, link: LinkId, why: &str, now: Instant, fx: &mut Vec<Effect>) {
         self.changed = true;
         let Some(l) = self.links.remove(&link) else { return };
+        let why = l.refused.as_deref().unwrap_or(why);
         if let Some(a) = l.dialled.as_ref().and_then(|u| self.addresses.get_mut(u)) {
             if a.way == Way::Linked {
                 a.way = Way::Idle;

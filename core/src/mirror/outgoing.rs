@@ -128,6 +128,9 @@ impl Outgoing {
         let cut = history.cut(me);
         if self.sent < cut.0 {
             // It gets the others by state, and goes on behind them. If this is lost, it asks.
+            if self.acked == self.sent {
+                self.progress = now;
+            }
             self.sent = cut.0;
             return Some(Message::Cut(Mark { origin: me, seq: cut.0, time: cut.1 }));
         }

@@ -40,7 +40,8 @@ impl Node {
                 return;
             }
             Message::Refuse { why } => {
-                self.send(Send::Hangup { link, why: why.clone() });
+                self.members.refused(link, why, &mut fx);
+                self.effects(fx);
                 return;
             }
             _ => match self.members.peer_of(link) {
@@ -72,8 +73,8 @@ impl Node {
                 self.on_digests(peer, link, round, level, buckets, context);
             }
             Message::StateWant { round, level, buckets } => self.on_state_want(peer, round, level, buckets),
-            Message::State { round, level, bucket, records, last, context } => {
-                self.on_state(peer, link, round, level, bucket, records, last, context);
+            Message::State { round, level, bucket, after, records, last, context } => {
+                self.on_state(peer, link, round, level, bucket, after, records, last, context);
             }
             Message::Bye => self.members.bye(link, &mut fx),
             Message::Hello(_) | Message::Refuse { .. } => {}

@@ -3,15 +3,13 @@
 use super::Node;
 use crate::action::{LogRecord, Send};
 use crate::ids::{InodeId, LinkId, ReplicaId};
-use crate::limits::STATE_RECORDS_PER_MESSAGE_MAX;
+use crate::limits::{STATE_IN_FLIGHT_BYTES, STATE_MESSAGE_BYTES, STATE_RECORDS_PER_MESSAGE_MAX};
 use crate::message::{Frontier, Mark, Message, covers};
-use crate::mirror::state::{Round, Serving};
+use crate::mirror::state::{BUCKETS_PER_WANT, Round, Serving};
 use crate::tree::StateRecord;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-/// Buckets asked for at once.
-const BUCKETS_PER_WANT: usize = 64;
 /// Transfers served at once.
 const SERVING_MAX: usize = 16;
 
@@ -73,11 +71,21 @@ impl Node {
 
     /// Asks for the next buckets, or ends the round.
     fn go_on(&mut self, link: LinkId) {
-        let Some(r) = &self.round else { return };
+        let synced = self.journal.synced;
+        let Some(r) = &mut self.round else { return };
         if r.todo.is_empty() {
             return self.end_round();
         }
-        let buckets: Vec<u32> = r.todo.iter().rev().take(BUCKETS_PER_WANT).copied().collect();
+        if r.unsynced.1 <= synced {
+            r.unsynced.0 = 0;
+        }
+        r.waits = r.unsynced.0 > STATE_IN_FLIGHT_BYTES;
+        if r.waits {
+            self.journal.wanted = true;
+            return;
+        }
+        let buckets: Vec<u32> = r.todo.iter().rev().take(r.next_want()).copied().collect();
+        r.asked = buckets.len();
         let round = r.number;
         self.send(Send::Message { link, message: Message::StateWant { round, level: 2, buckets } });
     }
@@ -99,25 +107,46 @@ impl Node {
                 continue;
             };
             let Some(bucket) = s.buckets.first().copied() else { continue };
-            let records = self.tree.records(s.level, bucket, s.after, STATE_RECORDS_PER_MESSAGE_MAX);
-            let last = records.len() < STATE_RECORDS_PER_MESSAGE_MAX;
+            let mut records = self.tree.records(s.level, bucket, s.after, STATE_RECORDS_PER_MESSAGE_MAX);
+            let mut last = records.len() < STATE_RECORDS_PER_MESSAGE_MAX;
+            let mut bytes = 0;
+            let mut fits = |r: &StateRecord| {
+                bytes += r.weight();
+                bytes <= STATE_MESSAGE_BYTES
+            };
+            let fit = records.iter().take_while(|r| fits(r)).count().max(1);
+            if fit < records.len() {
+                records.truncate(fit);
+                last = false;
+            }
+            let after = s.after;
             s.after = records.last().map(|r| r.inode).filter(|_| !last);
             if last {
                 s.buckets.remove(0);
             }
             let (round, level, context) = (s.round, s.level, self.history.frontier());
-            let message = Message::State { round, level, bucket, records, last, context };
+            let message = Message::State { round, level, bucket, after, records, last, context };
             self.send(Send::Message { link, message });
         }
         serving.retain(|s| !s.buckets.is_empty());
         self.out.again |= !serving.is_empty();
         self.serving = serving;
         // A page was lost: ask once more, from a member that is there.
-        if let Some(r) = &self.round
-            && r.stalls_at() <= self.now
+        if let Some(r) = &mut self.round
+            && (r.waits || r.stalls_at() <= self.now)
         {
             let link = self.members.peers.get(&r.from).and_then(|p| p.link);
             let from = r.from;
+            if r.waits
+                && let Some(link) = link
+            {
+                // It is this node that is slow.
+                r.progress = self.now;
+                if r.unsynced.1 <= self.journal.synced {
+                    self.go_on(link);
+                }
+                return;
+            }
             self.round = None;
             if let Some(link) = link {
                 self.begin_round(from, link);
@@ -133,29 +162,42 @@ impl Node {
         round: u64,
         _level: u8,
         bucket: u32,
+        after: Option<InodeId>,
         records: Vec<StateRecord>,
         last: bool,
         context: Frontier,
     ) {
         let Some(r) = self.round.as_mut().filter(|r| r.number == round && r.from == peer) else { return };
-        if r.todo.last() != Some(&bucket) {
+        if r.todo.last() != Some(&bucket) || r.asked == 0 {
             return;
         }
-        r.progress = self.now;
         let (open, seen) = r.open.get_or_insert((bucket, Vec::new()));
         if *open != bucket {
             *open = bucket;
             seen.clear();
         }
+        if seen.last().copied() != after {
+            // A page before it was lost, and what is in it must not count as gone: the round stalls, and begins anew.
+            return;
+        }
+        r.progress = self.now;
         seen.extend(records.iter().map(|x| x.inode));
         let whole = last.then(|| r.open.take()).flatten();
+        let bytes = records.iter().map(StateRecord::weight).sum::<usize>();
+        r.unsynced.0 += bytes;
+        r.came.0 += bytes as u64;
         if last {
             r.todo.pop();
+            r.asked -= 1;
+            r.came.1 += 1;
         }
-        let boundary = r.todo.len().is_multiple_of(BUCKETS_PER_WANT) || r.todo.is_empty();
+        let boundary = r.asked == 0;
         let ours = self.history.frontier();
         if !records.is_empty() {
-            self.log(LogRecord::State { records: records.clone(), context: context.clone() });
+            let index = self.log(LogRecord::State { records: records.clone(), context: context.clone() });
+            if let Some(r) = &mut self.round {
+                r.unsynced.1 = index;
+            }
         }
         for record in &records {
             for stamp in record.stamps() {

@@ -171,6 +171,16 @@ pub struct StateRecord {
 }
 
 impl StateRecord {
+    /// About how many bytes it takes, encoded or in memory.
+    pub fn weight(&self) -> usize {
+        let target = if let Some((_, Kind::Symlink(target))) = &self.make { target.len() } else { 0 };
+        let value = |x: &XattrRecord| x.value.as_ref().map_or(0, |v| v.len());
+        let xattrs: usize = self.xattrs.iter().map(|x| 64 + x.name.len() + value(x)).sum();
+        let places = |e: &EntryRecord| e.places.iter().map(|p| 64 + p.name.as_bytes().len()).sum::<usize>();
+        let entries: usize = self.entries.iter().map(|e| 64 + places(e) + 32 * e.removed.len()).sum();
+        256 + target + xattrs + entries + 80 * self.versions.len() + 48 * self.early.len()
+    }
+
     /// The stamps of everything that is said in it.
     pub fn stamps(&self) -> impl Iterator<Item = Stamp> + '_ {
         let make = self.make.iter().map(|m| m.0);

@@ -24,7 +24,7 @@ pub struct Host {
     pub wake: Option<Instant>,
     pub replies: Vec<(OpToken, Reply)>,
     pub notices: Vec<Notice>,
-    /// LogSync is answered only while this is set.
+    /// LogSync and Store are answered only while this is set.
     pub disk: bool,
     held_back: Vec<Event>,
     next_token: u64,
@@ -42,6 +42,10 @@ pub struct World {
     pub cut: BTreeSet<(usize, usize)>,
     /// Messages sent, by kind.
     pub sent: BTreeMap<&'static str, u64>,
+    /// Pages of a state sent, and about how many bytes of records in them.
+    pub pages: (u64, usize),
+    /// The next page that is not the first of its bucket is lost.
+    pub lose_page: bool,
 }
 
 pub fn config(i: usize) -> Config {
@@ -137,7 +141,7 @@ impl World {
         host.node.step(Instant(now), &mut host.events, &mut out);
         host.wake = out.wake.map(|w| w.at);
         let idle = host.wake.is_none_or(|w| w.0 > now) || out.again || !host.events.is_empty();
-        assert!(idle, "woken for nothing: {:?}", out.wake);
+        assert!(idle, "n{} woken for nothing at {now}: {:?}", h + 1, out.wake);
         host.replies.append(&mut out.reply);
         host.notices.append(&mut out.notice);
         let io: Vec<Io> = out.io.drain(..).collect();
@@ -149,7 +153,10 @@ impl World {
                     let e = Event::Io { token, result: IoResult::LogSynced };
                     if self.hosts[h].disk { self.later(100_000, h, e) } else { self.hosts[h].held_back.push(e) }
                 }
-                Io::Store { token, .. } => self.later(100_000, h, Event::Io { token, result: IoResult::Stored }),
+                Io::Store { token, .. } => {
+                    let e = Event::Io { token, result: IoResult::Stored };
+                    if self.hosts[h].disk { self.later(100_000, h, e) } else { self.hosts[h].held_back.push(e) }
+                }
                 Io::Apply { token, .. } => {
                     let result = IoResult::Applied(Witness { disk: 1, sum: 1 });
                     self.later(100_000, h, Event::Io { token, result });
@@ -192,6 +199,13 @@ impl World {
             Send::Hangup { link, why } => self.hang_up(h, link, &why),
             Send::Message { link, message } => {
                 *self.sent.entry(kind(&message)).or_insert(0) += 1;
+                if let Message::State { after, .. } = message {
+                    self.pages = (self.pages.0 + 1, self.pages.1 + message.weight());
+                    if self.lose_page && after.is_some() {
+                        self.lose_page = false;
+                        return;
+                    }
+                }
                 if let Some((t, l)) = self.links.get(&(h, link)).copied()
                     && self.reaches(h, t)
                 {

@@ -173,7 +173,7 @@ fn decode_body(body: &Bytes) -> Result<Received, FrameError> {
     if end > body.len() || message_length > limits::MESSAGE_MAX_BYTES {
         return Err(FrameError::MessageLength(message_length));
     }
-    let message: Message = wire::decode(&body[4..end])?;
+    let message: Message = wire::decode_foreign(&body[4..end])?;
     let want: u64 = payloads(&message).map(|p| u64::from(p.len)).sum();
     let have = (body.len() - end) as u64;
     if have != want {

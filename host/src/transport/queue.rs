@@ -8,7 +8,7 @@ use std::task::{Poll, Waker};
 
 /// Messages that wait for one connection.
 pub const QUEUE_MESSAGES_MAX: usize = 4096;
-/// Payload bytes that wait for one connection.
+/// Bytes of payloads, and of records of a state, that wait for one connection.
 pub const QUEUE_PAYLOAD_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// A message with the bytes of its payloads, which the pool may drop once this exists.
@@ -22,7 +22,7 @@ pub struct Outgoing {
 
 impl Outgoing {
     fn payload_bytes(&self) -> u64 {
-        self.payloads.iter().map(|b| b.len() as u64).sum()
+        self.payloads.iter().map(|b| b.len() as u64).sum::<u64>() + self.message.weight() as u64
     }
 }
 
