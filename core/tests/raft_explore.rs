@@ -35,11 +35,27 @@ struct Plan {
     learners: u64,
     /// Writes become durable by a step of their own.
     slow_disks: bool,
-    /// The first leader is in office, and all know of it.
-    settled: bool,
+    start: Start,
+    /// Entries in one message.
+    message_entries: usize,
     budget: Budget,
     bug: Option<Bug>,
     states: usize,
+}
+
+/// What has happened before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Start {
+    /// Nobody leads.
+    Cold,
+    /// The first leader is in office, and all know of it.
+    Settled,
+    /// The first has an entry of its own that nobody else has, then the last led for a moment and has one, too, and now the first is
+    /// back, in a still later term, with the vote of the second.
+    Eight,
+    /// The first made the learner a voter, which only that one knows; then the second was elected by the others, wants to remove
+    /// one of them, and the first was too late to be elected in the same term.
+    Rivals,
 }
 
 #[derive(Clone, Debug)]
@@ -73,19 +89,71 @@ fn begin(plan: &Plan) -> World {
         let mut c = config(id);
         // Time stands still, but for the beats of leaders.
         (c.election, c.jitter, c.bug) = (Span::s(1_000_000), Span(0), plan.bug);
+        c.message_entries = plan.message_entries;
         w.add(c, founded(membership.clone()));
         w.start(id);
     }
-    if plan.settled {
+    if plan.start != Start::Cold {
         w.step(ReplicaId(1), Some(Input::Campaign { handover: true }));
         while !w.net.is_empty() {
             w.deliver(0);
+        }
+    }
+    let last = ReplicaId(plan.voters);
+    match plan.start {
+        Start::Cold | Start::Settled => (),
+        Start::Eight => {
+            w.step(ReplicaId(1), Some(Input::Propose { request: 0, commands: vec![Bytes::from(vec![9])] }));
+            w.net.clear();
+            elect(&mut w, last, &[ReplicaId(2)]);
+            w.crash(ReplicaId(1), 0);
+            w.start(ReplicaId(1));
+            // Its first try is in the term of the other.
+            w.step(ReplicaId(1), Some(Input::Campaign { handover: true }));
+            w.net.clear();
+            elect(&mut w, ReplicaId(1), &[ReplicaId(2)]);
+            w.step(ReplicaId(1), None);
+        }
+        Start::Rivals => {
+            let new = ReplicaId(plan.voters + 1);
+            let steps = vec![Step::Voter(new)];
+            w.step(ReplicaId(1), Some(Input::Change { request: 0, steps, leave: Leave::Auto }));
+            pass_between(&mut w, ReplicaId(1), new);
+            w.net.clear();
+            let others: Vec<ReplicaId> = (3..=plan.voters).map(ReplicaId).collect();
+            elect(&mut w, ReplicaId(2), &others);
+            // The first starts again, tries, too, and comes too late for this term.
+            w.crash(ReplicaId(1), 0);
+            w.start(ReplicaId(1));
+            w.step(ReplicaId(1), Some(Input::Campaign { handover: true }));
+            w.net.retain(|m| m.from != ReplicaId(1));
+            let steps = vec![Step::Remove(last)];
+            w.step(ReplicaId(2), Some(Input::Change { request: 0, steps, leave: Leave::Auto }));
         }
     }
     if plan.slow_disks {
         w.hosts.values_mut().for_each(|h| h.auto_sync = false);
     }
     w
+}
+
+/// Delivers what is on its way from `from` to `to`.
+fn pass_between(w: &mut World, from: ReplicaId, to: ReplicaId) {
+    while let Some(k) = w.net.iter().position(|m| m.from == from && m.to == to) {
+        w.deliver(k);
+    }
+}
+
+/// `who` is elected by `by`. All else is lost.
+fn elect(w: &mut World, who: ReplicaId, by: &[ReplicaId]) {
+    w.step(who, Some(Input::Campaign { handover: true }));
+    for v in by {
+        pass_between(w, who, *v);
+        pass_between(w, *v, who);
+    }
+    assert_eq!(w.raft(who).map(Raft::role), Some(Role::Leader));
+    w.net.retain(|m| m.from == who && m.term == w.hosts[&who].raft.as_ref().map_or(0, Raft::term));
+    w.net.retain(|m| matches!(m.body, Body::Append { .. }));
 }
 
 /// A message that would be ignored.
@@ -125,8 +193,9 @@ fn actions(w: &World, b: &Budget, plan: &Plan) -> Vec<Action> {
             all.push(Action::Sync(id));
         }
         let leads = r.role() == Role::Leader;
-        // All are alike in the beginning.
-        if b.campaigns > 0 && !leads && (plan.settled || w.term() > 1 || id.0 == 1) && r.membership().1.is_voter(id) {
+        // All are alike in the beginning; of the rivals it is the first one's turn.
+        let only_first = (plan.start == Start::Cold && w.term() == 1) || plan.start == Start::Rivals;
+        if b.campaigns > 0 && !leads && (!only_first || id.0 == 1) && r.membership().1.is_voter(id) {
             all.push(Action::Campaign(id));
         }
         if leads && b.proposals > 0 {
@@ -138,10 +207,9 @@ fn actions(w: &World, b: &Budget, plan: &Plan) -> Vec<Action> {
         if leads && b.beats > 0 {
             all.push(Action::Beat(id));
         }
-        if leads && b.changes > 0 && r.change_blocked().is_none() {
-            all.extend((0..3).map(|k| Action::Change(id, k)));
-        } else if leads && b.changes > 0 && plan.bug == Some(Bug::ChangeTooEarly) {
-            all.push(Action::Change(id, 0));
+        let may_change = r.change_blocked().is_none() || plan.bug == Some(Bug::ChangeTooEarly);
+        if leads && b.changes > 0 && may_change {
+            all.extend((0..4).map(|k| Action::Change(id, k)));
         }
         if b.crashes > 0 {
             all.push(Action::Crash(id, 0));
@@ -156,7 +224,7 @@ fn actions(w: &World, b: &Budget, plan: &Plan) -> Vec<Action> {
     all
 }
 
-/// Changes of membership that are worth trying: one voter less, an exchange, a larger exchange.
+/// Changes of membership that are worth trying: one voter less, one more, an exchange, and one of all others.
 fn steps(r: &Raft, which: u8) -> Vec<Step> {
     let m = r.membership().1;
     let other = m.voters.iter().rev().find(|v| **v != r.me()).copied();
@@ -164,6 +232,10 @@ fn steps(r: &Raft, which: u8) -> Vec<Step> {
     match which {
         0 => other.map(Step::Remove).into_iter().collect(),
         1 => learner.map(Step::Voter).into_iter().collect(),
+        3 => {
+            let others = m.voters.iter().filter(|v| **v != r.me()).map(|v| Step::Remove(*v));
+            others.chain(learner.map(Step::Voter)).collect()
+        }
         _ => other.map(Step::Learner).into_iter().chain(learner.map(Step::Voter)).collect(),
     }
 }
@@ -263,7 +335,8 @@ fn explore(plan: &Plan) -> Outcome {
 }
 
 fn plan(voters: u64, learners: u64, budget: Budget) -> Plan {
-    Plan { voters, learners, slow_disks: false, settled: false, budget, bug: None, states: 300_000 }
+    let (slow_disks, start, message_entries) = (false, Start::Cold, 1024);
+    Plan { voters, learners, slow_disks, start, message_entries, budget, bug: None, states: 100_000 }
 }
 
 fn holds(what: &str, plan: &Plan) {
@@ -277,7 +350,7 @@ fn holds(what: &str, plan: &Plan) {
 }
 
 fn settled(voters: u64, learners: u64, budget: Budget) -> Plan {
-    Plan { settled: true, ..plan(voters, learners, budget) }
+    Plan { start: Start::Settled, ..plan(voters, learners, budget) }
 }
 
 fn slow(plan: Plan) -> Plan {
@@ -327,4 +400,45 @@ fn a_snapshot_and_lost_or_repeated_messages() {
 fn a_change_of_membership() {
     holds("a change and an election", &settled(2, 1, Budget { changes: 1, campaigns: 1, ..NONE }));
     holds("of three", &settled(3, 0, Budget { changes: 1, campaigns: 1, ..NONE }));
+}
+
+#[cfg(feature = "planted-bugs")]
+/// The situation of figure 8 in Ongaro and Ousterhout, 2014, with three replicas.
+fn eight() -> Plan {
+    Plan { start: Start::Eight, message_entries: 1, ..plan(3, 0, Budget { campaigns: 1, ..NONE }) }
+}
+
+#[cfg(feature = "planted-bugs")]
+/// A change that nobody has heard of, and another one after it.
+fn rivals() -> Plan {
+    Plan { start: Start::Rivals, ..plan(4, 1, Budget { campaigns: 1, ..NONE }) }
+}
+
+/// Each mistake is found within so many states; without it, the same search finds nothing.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_bugs_are_found() {
+    let hunts = [
+        (Bug::VoteTwice, 100, plan(3, 0, Budget { campaigns: 1, ..NONE })),
+        (Bug::RaftAckBeforeDurable, 100, slow(settled(2, 0, Budget { proposals: 1, ..NONE }))),
+        (Bug::StaleRead, 3000, settled(3, 0, Budget { campaigns: 1, reads: 1, ..NONE })),
+        (Bug::VoteForShorter, 100, settled(3, 0, Budget { campaigns: 1, proposals: 1, ..NONE })),
+        (Bug::CommitOldTerm, 2000, eight()),
+        (Bug::ChangeTooEarly, 1000, rivals()),
+        (Bug::SkipJoint, 100, settled(3, 1, Budget { campaigns: 1, changes: 1, ..NONE })),
+        (Bug::IgnoreOutgoing, 500, settled(3, 1, Budget { campaigns: 1, changes: 1, ..NONE })),
+    ];
+    assert!(hunts.iter().map(|(bug, ..)| *bug).eq(raft_support::EXPLORED));
+    let mut missed = Vec::new();
+    for (bug, states, plan) in hunts {
+        let plan = Plan { states, ..plan };
+        let sound = explore(&plan);
+        assert!(sound.fault.is_none(), "without {bug:?}: {:?}", sound.fault);
+        let o = raft_support::quiet(|| explore(&Plan { bug: Some(bug), ..plan }));
+        println!("{bug:?}: {} states, {:?}", o.states, o.fault.as_ref().map(|(why, way)| (why, way.len())));
+        if o.fault.is_none() {
+            missed.push((bug, o.states));
+        }
+    }
+    assert!(missed.is_empty(), "not found within so many states: {missed:?}");
 }

@@ -117,6 +117,23 @@ fn records_that_do_not_follow_are_not_taken() {
     assert!(!p.take(Record { hard, base: None, append: vec![noop(2, 3)] }), "below the beginning");
 }
 
+/// Else, having forgotten the term, it could help a leader of an earlier one into office, which replaces what it acknowledged.
+#[test]
+fn nothing_is_acknowledged_in_a_term_that_could_be_forgotten() {
+    let mut w = three();
+    w.host_mut(B).auto_sync = false;
+    // Entries that are durable here since long, from the leader of a later term.
+    let entries = vec![noop(2, 2)];
+    for body in [Body::Append { prev: (1, 1), entries, commit: 2 }, Body::Heartbeat { commit: 2, round: 0 }] {
+        w.step(B, Some(Input::Message(Message { cluster: 7, from: C, to: B, term: 5, body })));
+    }
+    assert_eq!(w.raft(B).map(|r| (r.term(), r.durable())), Some((5, 2)));
+    assert_eq!(w.net, vec![], "not a word");
+    w.sync(B, usize::MAX);
+    let said: Vec<&Body> = w.net.iter().map(|m| &m.body).collect();
+    assert_eq!(said, [&Body::HeartbeatReply { round: 0 }, &Body::Appended { matched: 2 }]);
+}
+
 #[test]
 fn two_clusters_do_not_hear_each_other() {
     let mut w = three();

@@ -15,6 +15,8 @@
 //! a holds writes                a writes at once       a syncs [n]           a lane slow|failed|fine
 //! a holds pieces                a goes on              of snapshots
 //! a crashes [keeping n]         a restarts             a checkpoints         a rescues
+//! a pilots                      a leaves for good      what the autopilot wants, one change at a time
+//! keep N                        entries that the log keeps for others; before the first replica
 //! status                        log a
 //! ```
 //! What comes of a command: messages as they are delivered (not when `quietly`), and what the replicas want their nodes to know.
@@ -23,12 +25,13 @@
 mod raft_support;
 
 use ice_core::ids::ReplicaId;
+use ice_core::raft::autopilot::{self, Member};
 use ice_core::raft::{
-    Base, Body, Bytes, Content, Effect, Entry, Input, Lane, Leave, Membership, Message, Persisted, Step,
+    Base, Body, Bytes, Config, Content, Effect, Entry, Input, Lane, Leave, Membership, Message, Persisted, Step,
 };
 use ice_core::time::{Instant, Span};
 use raft_support::{World, config, founded};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 fn id(s: &str) -> ReplicaId {
@@ -139,6 +142,12 @@ fn effect(e: &Effect) -> Option<String> {
 
 struct Story {
     w: World,
+    /// Members that have left for good.
+    left: BTreeSet<ReplicaId>,
+    /// Since when each is up, or down.
+    since: BTreeMap<ReplicaId, (bool, Instant)>,
+    /// Entries that logs keep for others.
+    keep: u64,
     out: String,
 }
 
@@ -246,15 +255,57 @@ impl Story {
         let learners: Vec<ReplicaId> = words[cut..].iter().skip(1).map(|w| id(w)).collect();
         let m = Membership { learners: learners.iter().copied().collect(), ..Membership::of(voters.clone()) };
         for v in voters.into_iter().chain(learners) {
-            self.w.add(config(v), founded(m.clone()));
+            self.w.add(Config { keep_entries: self.keep, ..config(v) }, founded(m.clone()));
             self.w.start(v);
             self.w.host_mut(v).seen.clear();
         }
     }
 
+    /// The next change that the autopilot of a leader wants.
+    fn pilot(&mut self, a: ReplicaId) {
+        let now = self.w.now();
+        let table: BTreeMap<ReplicaId, Member> = self
+            .w
+            .hosts
+            .values()
+            .map(|h| {
+                let left = self.left.contains(&h.id);
+                let (up, since) = self.since.get(&h.id).copied().unwrap_or((true, Instant(0)));
+                (h.id, Member { up, since, left })
+            })
+            .collect();
+        let raft = self.w.raft(a).expect("it is up");
+        let Some(steps) = autopilot::next_of(raft, &table, &autopilot::Settings::default(), now) else {
+            return self.say("it is content");
+        };
+        let word = |s: &Step| match s {
+            Step::Voter(r) => format!("+{}", name(*r)),
+            Step::Learner(r) => format!("~{}", name(*r)),
+            Step::Remove(r) => format!("-{}", name(*r)),
+        };
+        let line = format!("it wants {}", steps.iter().map(word).collect::<Vec<_>>().join(" "));
+        self.say(&line);
+        let request = self.w.request();
+        self.w.step(a, Some(Input::Change { request, steps, leave: Leave::Auto }));
+        self.news();
+        self.deliver_all(true);
+    }
+
     fn between(&self, from: &str, to: &str) -> Vec<usize> {
         let (from, to) = (id(from), id(to));
         (0..self.w.net.len()).filter(|k| self.w.net[*k].from == from && self.w.net[*k].to == to).collect()
+    }
+
+    /// The member table notices who is up.
+    fn notice(&mut self) {
+        let now = self.w.now();
+        for h in self.w.hosts.values() {
+            let up = h.raft.is_some();
+            let entry = self.since.entry(h.id).or_insert((up, now));
+            if entry.0 != up {
+                *entry = (up, now);
+            }
+        }
     }
 
     fn command(&mut self, line: &str) {
@@ -300,6 +351,9 @@ impl Story {
             }
             ["heal"] => self.w.cut.clear(),
             ["pass", span] => self.pass(parse_span(span), quietly),
+            ["keep", n] => self.keep = n.parse().expect("a number"),
+            [a, "pilots"] => self.pilot(id(a)),
+            [a, "leaves", "for", "good"] => drop(self.left.insert(id(a))),
             ["status"] => self.status(),
             ["log", a] => {
                 let r = self.w.raft(id(a)).expect("it is up");
@@ -309,6 +363,7 @@ impl Story {
             [a, ref rest @ ..] => self.replica(id(a), rest),
             [] => panic!("an empty command"),
         }
+        self.notice();
         self.news();
     }
 
@@ -395,7 +450,7 @@ fn parse_span(s: &str) -> Span {
 fn tell(text: &str) -> String {
     let mut w = World::new(1);
     w.set_now(Instant(0));
-    let mut s = Story { w, out: String::new() };
+    let mut s = Story { w, left: BTreeSet::new(), since: BTreeMap::new(), keep: 0, out: String::new() };
     for line in text.lines() {
         if let Some(command) = line.strip_prefix("> ") {
             s.say(line);

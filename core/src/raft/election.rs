@@ -71,7 +71,7 @@ impl Raft {
     }
 
     fn poll(&self) -> Poll {
-        self.say().poll(|id| self.votes.get(&id).copied())
+        self.log.membership().1.poll(self.half(), |id| self.votes.get(&id).copied())
     }
 
     /// Stands for election in a new term. The votes are asked for when our own is durable.

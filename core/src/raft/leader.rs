@@ -314,11 +314,10 @@ impl Raft {
     }
 
     fn check_quorum(&mut self, fx: &mut Vec<Effect>) {
-        let (me, now) = (self.config.me, self.now);
-        let heard = self.say();
+        let (me, now, half) = (self.config.me, self.now, self.half());
         let Some(lead) = &mut self.lead else { return };
         let at = |id| if id == me { now } else { lead.progress.get(&id).map_or(Instant(0), |p| p.heard) };
-        lead.quorum_heard = heard.reached(at).unwrap_or(Instant(0));
+        lead.quorum_heard = self.log.membership().1.reached(half, at).unwrap_or(Instant(0));
         let over = lead.quorum_heard < now && lead.quorum_heard.after(self.config.election) <= now;
         if over && !self.config.has(Bug::SkipCheckQuorum) {
             self.follow(self.hard.term, None, fx);
@@ -330,7 +329,7 @@ impl Raft {
         let me = self.config.me;
         let own = if self.config.has(Bug::RaftAckBeforeDurable) { self.log.last() } else { self.disk.stable() };
         let at = |id| if id == me { own } else { lead.progress.get(&id).map_or(0, |p| p.matched) };
-        let reached = self.say().reached(at).unwrap_or(0);
+        let reached = self.log.membership().1.reached(self.half(), at).unwrap_or(0);
         // Copies of an entry of an earlier term do not commit it: another leader may still replace it.
         let own_term = self.log.term(reached) == Some(self.hard.term) || self.config.has(Bug::CommitOldTerm);
         if reached > self.commit && own_term {
@@ -395,12 +394,11 @@ impl Raft {
     }
 
     fn answer_reads(&mut self, fx: &mut Vec<Effect>) {
-        let me = self.config.me;
-        let say = self.say();
+        let (me, half) = (self.config.me, self.half());
         let Some(lead) = &mut self.lead else { return };
         let round = lead.reads.round;
         let at = |id| if id == me { round } else { lead.progress.get(&id).map_or(0, |p| p.round) };
-        if lead.reads.asked.is_empty() || say.reached(at).unwrap_or(0) < round {
+        if lead.reads.asked.is_empty() || self.log.membership().1.reached(half, at).unwrap_or(0) < round {
             return;
         }
         let index = lead.reads.index;

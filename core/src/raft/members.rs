@@ -166,8 +166,8 @@ impl Membership {
         Ok(Membership { voters: self.voters.clone(), learners, ..Membership::default() })
     }
 
-    /// The greatest value that a majority of each half reaches. `None` without voters.
-    pub(crate) fn reached<T: Ord + Copy>(&self, value: impl Fn(ReplicaId) -> T) -> Option<T> {
+    /// The greatest value that a majority of each half reaches. `None` without voters. `half_counts`: with a planted bug, only the new one.
+    pub(crate) fn reached<T: Ord + Copy>(&self, half_counts: bool, value: impl Fn(ReplicaId) -> T) -> Option<T> {
         let half = |voters: &BTreeSet<ReplicaId>| {
             let mut all: Vec<T> = voters.iter().map(|id| value(*id)).collect();
             all.sort_unstable();
@@ -176,11 +176,14 @@ impl Membership {
             if n == 0 { None } else { Some(all[(n - 1) / 2]) }
         };
         let now = half(&self.voters)?;
+        if half_counts {
+            return Some(now);
+        }
         Some(half(&self.outgoing).map_or(now, |old| old.min(now)))
     }
 
     /// How an election stands. `vote`: what is known of one voter.
-    pub(crate) fn poll(&self, vote: impl Fn(ReplicaId) -> Option<bool>) -> Poll {
+    pub(crate) fn poll(&self, half_counts: bool, vote: impl Fn(ReplicaId) -> Option<bool>) -> Poll {
         // Yes is 2, unknown 1, no 0: what a majority reaches is what the majority can still become.
         let value = |id| match vote(id) {
             Some(true) => 2u8,
@@ -203,7 +206,7 @@ impl Membership {
             return Poll::Lost;
         }
         let now = most(&self.voters);
-        let old = if self.outgoing.is_empty() { Poll::Won } else { most(&self.outgoing) };
+        let old = if self.outgoing.is_empty() || half_counts { Poll::Won } else { most(&self.outgoing) };
         match (now, old) {
             (Poll::Lost, _) | (_, Poll::Lost) => Poll::Lost,
             (Poll::Won, Poll::Won) => Poll::Won,
@@ -244,13 +247,13 @@ mod tests {
     fn a_majority_of_each_half_must_reach_a_value() {
         let m = Membership { voters: ids(&[1, 2, 3]), outgoing: ids(&[3, 4, 5, 6]), ..Default::default() };
         // Of 3: the second highest; of 4: the third highest.
-        assert_eq!(m.reached(|r| r.0), Some(2));
-        assert_eq!(m.reached(|r| 10 - r.0), Some(5));
-        assert_eq!(Membership::default().reached(|r| r.0), None);
+        assert_eq!(m.reached(false, |r| r.0), Some(2));
+        assert_eq!(m.reached(false, |r| 10 - r.0), Some(5));
+        assert_eq!(Membership::default().reached(false, |r| r.0), None);
         for n in 1..=9u64 {
             let m = Membership::of((1..=n).map(ReplicaId));
             // The value that n / 2 + 1 of 1..=n reach.
-            assert_eq!(m.reached(|r| r.0), Some(n - n / 2));
+            assert_eq!(m.reached(false, |r| r.0), Some(n - n / 2));
         }
     }
 
@@ -259,7 +262,7 @@ mod tests {
         let m = Membership { voters: ids(&[1, 2, 3]), outgoing: ids(&[4]), ..Default::default() };
         let all = |yes: &[u64], no: &[u64]| {
             let (yes, no) = (ids(yes), ids(no));
-            m.poll(|r| yes.contains(&r).then_some(true).or(no.contains(&r).then_some(false)))
+            m.poll(false, |r| yes.contains(&r).then_some(true).or(no.contains(&r).then_some(false)))
         };
         assert_eq!(all(&[1, 2], &[]), Poll::Open);
         assert_eq!(all(&[1, 2, 4], &[]), Poll::Won);

@@ -3,6 +3,7 @@
 
 pub mod judge;
 
+use ice_core::bug::Bug;
 use ice_core::digest;
 use ice_core::ids::ReplicaId;
 use ice_core::raft::{Base, Body, Bytes, Config, Content, Effect, Entry, Index, Input, Lane, Membership, Message};
@@ -12,6 +13,18 @@ use ice_core::time::{Deadline, Instant, Span};
 use judge::Judge;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// The planted bugs that the exploration finds, in its order; the random walk finds the others.
+pub const EXPLORED: [Bug; 8] = [
+    Bug::VoteTwice,
+    Bug::RaftAckBeforeDurable,
+    Bug::StaleRead,
+    Bug::VoteForShorter,
+    Bug::CommitOldTerm,
+    Bug::ChangeTooEarly,
+    Bug::SkipJoint,
+    Bug::IgnoreOutgoing,
+];
 
 /// The log lane: what is durable, and what was written and not synced.
 #[derive(Clone, Debug, Default, Serialize)]
