@@ -41,7 +41,9 @@ fn allowed(from: &str) -> Option<&'static [&'static str]> {
     Some(match from {
         "ice-core" | "ice-testing" => &[],
         "ice-host" => &["ice-core"],
-        "ice-tokio" | "ice-smol" | "ice-fuse" | "ice-http" | "ice-sim" => &["ice-core", "ice-host"],
+        "ice-tokio" | "ice-smol" | "ice-fuse" | "ice-sim" => &["ice-core", "ice-host"],
+        "ice-serve" => &["ice-host"],
+        "ice-http" | "ice-grpc" => &["ice-core", "ice-host", "ice-serve"],
         "icecluster" => return None,
         other => panic!("{other} is new: say here what it may use"),
     })

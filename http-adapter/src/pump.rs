@@ -1,10 +1,10 @@
 //! Moves bytes between async tasks and blocking files: the next piece is received while the last one is written, the next
 //! one read while the last one is sent. Memory is bounded by two pieces.
 
-use crate::rt::Rt;
 use bytes::Bytes;
 use futures::Stream;
 use futures::future::BoxFuture;
+use ice_serve::Rt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,9 +1,6 @@
 //! The listener: accepts connections, serves the router on them with hyper, and stops gracefully.
 
-use crate::io::{HyperExecutor, HyperIo, HyperTimer};
 use crate::places::{Place, Places};
-use crate::rt::{AnyListener, Rt};
-use crate::tls::TlsServer;
 use axum::Router;
 use futures::channel::{mpsc, oneshot};
 use futures::future::{BoxFuture, Either, FutureExt, Shared, select};
@@ -12,6 +9,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, server::conn};
 use ice_host::runtime::{BoxStream, Runtime};
+use ice_serve::TlsServer;
+use ice_serve::{AnyListener, Rt};
+use ice_serve::{HyperExecutor, HyperIo, HyperTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;

@@ -10,7 +10,6 @@ mod range;
 
 use crate::files::FileService;
 use crate::peer::{self, Net};
-use crate::rt::Rt;
 use crate::server::Limits;
 use axum::Router;
 use axum::http::Method;
@@ -19,6 +18,7 @@ use axum::routing::{any, delete, get, post};
 use error::Failure;
 use ice_core::action::Refused;
 use ice_core::event::{Ack, Admin};
+use ice_serve::Rt;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;

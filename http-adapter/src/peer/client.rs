@@ -1,8 +1,5 @@
 //! Requests to other nodes, every wait of them bounded.
 
-use crate::io::HyperIo;
-use crate::rt::Rt;
-use crate::tls::TlsClient;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
@@ -10,6 +7,9 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response, StatusCode, header, upgrade};
 use ice_host::runtime::BoxStream;
 use ice_host::transport::url::BaseUrl;
+use ice_serve::HyperIo;
+use ice_serve::Rt;
+use ice_serve::TlsClient;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};

@@ -2,7 +2,6 @@
 
 use super::client::Upgraded;
 use super::net::Inner;
-use crate::io::Idle;
 use bytes::{Bytes, BytesMut};
 use futures::AsyncReadExt;
 use futures::future::{Either, select};
@@ -14,6 +13,7 @@ use ice_host::runtime::BoxStream;
 use ice_host::transport::counters::Follower;
 use ice_host::transport::frame::{self, HEADER_BYTES};
 use ice_host::transport::queue::{Outgoing, Queue, Taken};
+use ice_serve::Idle;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};

@@ -56,7 +56,7 @@ pub(crate) fn same_secret(a: &[u8], b: &[u8]) -> bool {
 /// A fresh nonce.
 pub(crate) fn nonce() -> io::Result<String> {
     let mut bytes = [0; 32];
-    crate::tls::random(&mut bytes)?;
+    ice_serve::random(&mut bytes)?;
     Ok(blake3::Hash::from_bytes(bytes).to_hex().to_string())
 }
 

@@ -3,9 +3,7 @@
 use super::client::{Client, Upgraded};
 use super::fetch;
 use super::link;
-use crate::rt::Rt;
 use crate::server::Stopped;
-use crate::tls::TlsClient;
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::{Either, select};
@@ -21,6 +19,8 @@ use ice_host::transport::frame;
 use ice_host::transport::queue::{Outgoing, Queue};
 use ice_host::transport::url::BaseUrl;
 use ice_host::transport::{ContentStore, Fetch, Sink, Transport};
+use ice_serve::Rt;
+use ice_serve::TlsClient;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

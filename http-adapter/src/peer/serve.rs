@@ -3,7 +3,6 @@
 use super::client::Upgraded;
 use super::net::{Inner, Net};
 use crate::api::error::Failure;
-use crate::io::HyperIo;
 use crate::pump::{ReadAt, ReadStream};
 use axum::Router;
 use axum::body::Body;
@@ -15,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use ice_core::ids::{InodeId, ReplicaId};
 use ice_core::time::{Hlc, Stamp};
 use ice_host::transport::VersionReader;
+use ice_serve::HyperIo;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;

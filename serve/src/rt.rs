@@ -17,8 +17,11 @@ trait AnyRuntime: Send + Sync {
     fn listen<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn AnyListener>>>;
 }
 
-pub(crate) trait AnyListener: Send {
+/// A listening socket of any runtime.
+pub trait AnyListener: Send {
+    /// The next connection, as [`Listener::accept`].
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(BoxStream, SocketAddr)>>;
+    /// The address it is bound to.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 
@@ -67,20 +70,23 @@ impl Rt {
         Rt(Arc::new(Erased(runtime)))
     }
 
-    pub(crate) fn sleep_until(&self, deadline: Instant) -> BoxFuture<'static, ()> {
+    /// Ends at `deadline` or a little later.
+    pub fn sleep_until(&self, deadline: Instant) -> BoxFuture<'static, ()> {
         self.0.sleep_until(deadline)
     }
 
-    pub(crate) fn sleep(&self, span: Duration) -> BoxFuture<'static, ()> {
+    /// Ends after `span` or a little later.
+    pub fn sleep(&self, span: Duration) -> BoxFuture<'static, ()> {
         self.0.sleep_until(Instant::now() + span)
     }
 
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a task in the background.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn(Box::pin(task));
     }
 
     /// Starts `work` at once on a thread where it may block.
-    pub(crate) fn blocking<T: Send + 'static>(
+    pub fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> BoxFuture<'static, io::Result<T>> {
@@ -95,16 +101,18 @@ impl Rt {
         })
     }
 
-    pub(crate) async fn connect(&self, authority: &str) -> io::Result<BoxStream> {
+    /// Connects to `host:port`.
+    pub async fn connect(&self, authority: &str) -> io::Result<BoxStream> {
         self.0.connect(authority).await
     }
 
-    pub(crate) async fn listen(&self, addr: &str) -> io::Result<Box<dyn AnyListener>> {
+    /// Binds `host:port`.
+    pub async fn listen(&self, addr: &str) -> io::Result<Box<dyn AnyListener>> {
         self.0.listen(addr).await
     }
 
     /// `work`, or `TimedOut` after `limit`.
-    pub(crate) async fn timeout<T>(&self, limit: Duration, work: impl Future<Output = T>) -> io::Result<T> {
+    pub async fn timeout<T>(&self, limit: Duration, work: impl Future<Output = T>) -> io::Result<T> {
         match select(std::pin::pin!(work), self.sleep(limit)).await {
             Either::Left((v, _)) => Ok(v),
             Either::Right(_) => Err(io::ErrorKind::TimedOut.into()),

@@ -18,7 +18,7 @@ const READ_MIN_BYTES: usize = 8 * 1024;
 const READ_MAX_BYTES: usize = 512 * 1024;
 
 /// A stream for hyper. A write that the other side does not take for `stall_limit` fails with `TimedOut`.
-pub(crate) struct HyperIo {
+pub struct HyperIo {
     stream: BoxStream,
     vectored: bool,
     read_size: usize,
@@ -29,12 +29,12 @@ pub(crate) struct HyperIo {
 
 impl HyperIo {
     /// `vectored`: several slices at once are worth passing on (not so on TLS, which copies anyway).
-    pub(crate) fn new(stream: BoxStream, vectored: bool, rt: Rt, stall_limit: Duration) -> HyperIo {
+    pub fn new(stream: BoxStream, vectored: bool, rt: Rt, stall_limit: Duration) -> HyperIo {
         HyperIo { stream, vectored, read_size: READ_MIN_BYTES, rt, stall_limit, stall: None }
     }
 
     /// The stream, after an upgrade.
-    pub(crate) fn into_stream(self) -> BoxStream {
+    pub fn into_stream(self) -> BoxStream {
         self.stream
     }
 
@@ -101,7 +101,7 @@ impl Write for HyperIo {
 
 /// Timers for hyper.
 #[derive(Clone, Debug)]
-pub(crate) struct HyperTimer(pub(crate) Rt);
+pub struct HyperTimer(pub Rt);
 
 /// hyper wants its sleeps `Sync`: the mutex gives that, and is never locked.
 struct HyperSleep(Mutex<BoxFuture<'static, ()>>);
@@ -125,7 +125,7 @@ impl Timer for HyperTimer {
 
 /// Background tasks for hyper.
 #[derive(Clone, Debug)]
-pub(crate) struct HyperExecutor(pub(crate) Rt);
+pub struct HyperExecutor(pub Rt);
 
 impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for HyperExecutor {
     fn execute(&self, task: F) {
@@ -136,7 +136,7 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for HyperE
 }
 
 /// Ends a wait when nothing happened for a while, without arming a timer for every read.
-pub(crate) struct Idle {
+pub struct Idle {
     rt: Rt,
     limit: Duration,
     since: Instant,
@@ -144,12 +144,13 @@ pub(crate) struct Idle {
 }
 
 impl Idle {
-    pub(crate) fn new(rt: &Rt, limit: Duration) -> Idle {
+    /// The wait begins now.
+    pub fn new(rt: &Rt, limit: Duration) -> Idle {
         Idle { rt: rt.clone(), limit, since: Instant::now(), timer: rt.sleep(limit) }
     }
 
     /// `TimedOut` if `poll` stays pending for the limit, counted from the last call that got something done.
-    pub(crate) fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    pub fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             self.since = Instant::now();
             return outcome;
@@ -166,7 +167,7 @@ impl Idle {
     }
 
     /// The wait begins now.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.since = Instant::now();
     }
 }

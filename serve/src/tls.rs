@@ -4,6 +4,7 @@ use futures_rustls::{TlsAcceptor, TlsConnector};
 use ice_host::runtime::BoxStream;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,15 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     if all.is_empty() { Err(invalid(format!("{}: no certificate in it", path.display()))) } else { Ok(all) }
 }
 
+fn roots(path: &Path) -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let (added, ignored) = roots.add_parsable_certificates(certificates(path)?);
+    if added == 0 {
+        return Err(invalid(format!("{}: none of its {ignored} certificates can be used", path.display())));
+    }
+    Ok(roots)
+}
+
 /// The accepting side, from PEM files: `cert` holds the chain, the node's own certificate first.
 #[derive(Clone)]
 pub struct TlsServer(TlsAcceptor);
@@ -35,15 +45,30 @@ impl std::fmt::Debug for TlsServer {
 }
 
 impl TlsServer {
-    /// Reads certificate and key.
+    /// Reads certificate and key. Clients show none.
     pub fn from_files(cert: &Path, key: &Path) -> io::Result<TlsServer> {
+        TlsServer::new(cert, key, None)
+    }
+
+    /// The same, and only clients are served whose certificate an authority in the PEM file `client_ca` has signed.
+    pub fn with_client_ca(cert: &Path, key: &Path, client_ca: &Path) -> io::Result<TlsServer> {
+        TlsServer::new(cert, key, Some(client_ca))
+    }
+
+    fn new(cert: &Path, key: &Path, client_ca: Option<&Path>) -> io::Result<TlsServer> {
         let chain = certificates(cert)?;
         let key = PrivateKeyDer::from_pem_file(key).map_err(|e| invalid(format!("{}: {e}", key.display())))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = match client_ca {
+            None => WebPkiClientVerifier::no_client_auth(),
+            Some(path) => WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider.clone())
+                .build()
+                .map_err(|e| invalid(format!("{}: {e}", path.display())))?,
+        };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(invalid)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(chain, key)
             .map_err(|e| invalid(format!("{}: {e}", cert.display())))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -51,7 +76,7 @@ impl TlsServer {
     }
 
     /// The handshake. `true`: the client chose HTTP/2.
-    pub(crate) async fn accept(&self, stream: BoxStream) -> io::Result<(BoxStream, bool)> {
+    pub async fn accept(&self, stream: BoxStream) -> io::Result<(BoxStream, bool)> {
         let stream = self.0.accept(stream).await?;
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok((Box::new(stream), h2))
@@ -77,11 +102,7 @@ impl TlsClient {
                 io::Error::new(io::ErrorKind::NotFound, "this system has no list of trusted authorities: set cacert")
             })?,
         };
-        let mut roots = RootCertStore::empty();
-        let (added, ignored) = roots.add_parsable_certificates(certificates(&path)?);
-        if added == 0 {
-            return Err(invalid(format!("{}: none of its {ignored} certificates can be used", path.display())));
-        }
+        let roots = roots(&path)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -101,7 +122,7 @@ impl TlsClient {
 }
 
 /// Fills `bytes` with what nobody can guess.
-pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
+pub fn random(bytes: &mut [u8]) -> io::Result<()> {
     let provider = rustls::crypto::ring::default_provider();
     provider.secure_random.fill(bytes).map_err(|_| io::Error::other("no randomness from the system"))
 }
