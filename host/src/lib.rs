@@ -1,6 +1,7 @@
 //! What every real icecluster node shares, whatever its runtime: it executes the core's actions on disk and network.
 
 pub mod config;
+pub mod control;
 pub mod digest;
 pub mod duration;
 pub mod engine;
