@@ -23,7 +23,7 @@ pub struct PeerStatus {
     pub why: String,
     /// Our operations that it has not acknowledged as durable.
     pub lag_ops: u64,
-    /// Bytes of content behind those, as far as they were counted.
+    /// Bytes of content of ours that it does not hold durably, as far as they were counted.
     pub lag_bytes: u64,
     /// Its clock minus ours, in nanoseconds, half the round trip taken off; `None` if not measured.
     pub clock_skew_ns: Option<i64>,
@@ -66,12 +66,16 @@ pub struct Status {
     pub inodes: u64,
     /// Changes that are known but do not stand in `backing` yet.
     pub pending: u64,
+    /// Addresses of a cluster were named, and none of its members was met yet.
+    pub joining: bool,
+    /// Operations that a connected member has and this node has not.
+    pub missing_ops: u64,
     /// Bytes of content that must still be fetched, as far as known.
     pub pending_bytes: u64,
     /// Conflict copies that were kept and still exist.
     pub conflicts: u64,
     /// Every reason for which the service is not complete, in words. Empty: all is well.
     pub reasons: Vec<String>,
-    /// All members are up and nothing is pending.
+    /// All members are up, have all that this node has, bytes included, and it has all that they have.
     pub in_sync: bool,
 }

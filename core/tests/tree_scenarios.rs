@@ -102,7 +102,12 @@ fn run(file: &Path) {
             [r, "symlink", p, t] => c.create(replica(r), p, Kind::Symlink(t.as_bytes().into())),
             [r, "write", p, n] => c.write(replica(r), p, number(n)),
             [r, "rm", p] => c.remove(replica(r), p),
-            [r, "mv", p, q] => c.rename(replica(r), p, q, false),
+            [r, "mv", p, q] => {
+                let lines = listing(&c.nodes[replica(r)].tree.listing());
+                let mut names = lines.iter().filter_map(|l| l.split(' ').next());
+                let p = names.find(|n| fits(n, p)).unwrap_or(p).to_owned();
+                c.rename(replica(r), &p, q, false)
+            }
             [r, "swap", p, q] => c.rename(replica(r), p, q, true),
             [r, "ln", p, q] => c.link(replica(r), p, q),
             [r, "chmod", p, m] => {

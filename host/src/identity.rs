@@ -9,8 +9,12 @@
 //! boot 0b7a4f5e-1c2d-4e3f-8a9b-0c1d2e3f4a5b
 //! stopped clean
 //! backing claimed
+//! file 1835021-1790000000.123456789
 //! crc 89abcdef
 //! ```
+//!
+//! `file` is the file's own inode number and, where the file system knows it, time of birth: a copy of the directory, made by
+//! `cp`, `rsync` or from a backup, has others.
 
 use ice_core::ids::{Incarnation, ReplicaId};
 use std::fs::{self, File, OpenOptions};
@@ -27,7 +31,8 @@ pub enum LastStop {
     Clean,
     /// The process ended without saying so, and the machine went on: what it had written, synced or not, is there.
     ProcessCrash,
-    /// The machine was started anew in between: only what was synced is certain to be there.
+    /// The machine was started anew in between: only what was synced is certain to be there. Also said of a directory that
+    /// was copied: what the copy holds was true at some time, and the original may have gone on since.
     MachineCrash,
 }
 
@@ -106,6 +111,8 @@ struct Stored {
     boot: String,
     clean: bool,
     claimed: bool,
+    /// The file in which this stood; `None` in those of versions that did not write it.
+    file: Option<String>,
 }
 
 const HEAD: &str = "icecluster identity 1";
@@ -115,12 +122,13 @@ const FILE_MAX_BYTES: u64 = 4096;
 impl Stored {
     fn encode(&self) -> String {
         let body = format!(
-            "{HEAD}\nreplica {:016x}\nincarnation {}\nboot {}\nstopped {}\nbacking {}\n",
+            "{HEAD}\nreplica {:016x}\nincarnation {}\nboot {}\nstopped {}\nbacking {}\n{}",
             self.replica.0,
             self.incarnation,
             self.boot,
             if self.clean { "clean" } else { "no" },
             if self.claimed { "claimed" } else { "new" },
+            self.file.as_ref().map_or(String::new(), |f| format!("file {f}\n")),
         );
         let crc = crc32c::crc32c(body.as_bytes());
         format!("{body}crc {crc:08x}\n")
@@ -149,6 +157,7 @@ impl Stored {
             boot: field("boot")?.into(),
             clean: field("stopped")? == "clean",
             claimed: field("backing")? == "claimed",
+            file: field("file").ok().map(str::to_owned),
         })
     }
 }
@@ -182,15 +191,17 @@ impl DataDir {
         }
         let lock = lock(data)?;
         let path = data.join("identity");
-        let (mut stored, last_stop) = match read_small(&path) {
+        let (mut stored, last_stop, copied) = match read_small(&path) {
             Ok(text) => {
                 let s = Stored::decode(&text).map_err(|why| IdentityError::Damaged { path: path.clone(), why })?;
+                let copied = s.file.is_some() && s.file != Some(file_words(&File::open(&path).at(&path)?).at(&path)?);
                 let last = match (s.clean, s.boot == boot) {
+                    _ if copied => LastStop::MachineCrash,
                     (true, _) => LastStop::Clean,
                     (false, true) => LastStop::ProcessCrash,
                     (false, false) => LastStop::MachineCrash,
                 };
-                (s, last)
+                (s, last, copied)
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if let Some(found) = ["tree.redb", "log"].into_iter().find(|n| data.join(n).exists()) {
@@ -202,21 +213,34 @@ impl DataDir {
                     random(&mut id).at(&path)?;
                 }
                 let replica = ReplicaId(u64::from_le_bytes(id));
-                (Stored { replica, incarnation: 0, boot: String::new(), clean: false, claimed: false }, LastStop::First)
+                let fresh =
+                    Stored { replica, incarnation: 0, boot: String::new(), clean: false, claimed: false, file: None };
+                (fresh, LastStop::First, false)
             }
             Err(source) => return Err(IdentityError::Io { path, source }),
         };
-        stored.incarnation = stored.incarnation.checked_add(1).ok_or_else(|| IdentityError::Damaged {
+        // The original may have been started since the copy was made: its starts must not be counted again.
+        let skip = if copied {
+            tracing::warn!(data = %data.display(), "this directory is a copy: all of `backing` is compared");
+            let mut skip = [0; 4];
+            random(&mut skip).at(&path)?;
+            u64::from(u32::from_le_bytes(skip)) >> 4
+        } else {
+            0
+        };
+        stored.incarnation = stored.incarnation.checked_add(1 + skip).ok_or_else(|| IdentityError::Damaged {
             path: path.clone(),
             why: "it is damaged: no start can follow that one".into(),
         })?;
         // Until `backing` was compared the end of the machine is remembered, or the end of this process would hide it.
         if last_stop != LastStop::MachineCrash {
             stored.boot = boot.into();
+        } else if copied {
+            stored.boot = "copied".into();
         }
         stored.clean = false;
         let compared = matches!(last_stop, LastStop::First | LastStop::Clean);
-        let dir = DataDir { path: data.into(), stored, last_stop, boot: boot.into(), compared, _lock: lock };
+        let mut dir = DataDir { path: data.into(), stored, last_stop, boot: boot.into(), compared, _lock: lock };
         dir.write()?;
         Ok(dir)
     }
@@ -293,9 +317,14 @@ impl DataDir {
         self.write()
     }
 
-    fn write(&self) -> Result<(), IdentityError> {
+    fn write(&mut self) -> Result<(), IdentityError> {
         let path = self.path.join("identity");
-        replace(&path, self.stored.encode().as_bytes()).at(&path)
+        let stored = &mut self.stored;
+        replace_with(&path, |file| {
+            stored.file = Some(file_words(file)?);
+            Ok(stored.encode().into_bytes())
+        })
+        .at(&path)
     }
 }
 
@@ -330,6 +359,17 @@ fn boot_id() -> io::Result<String> {
     }
 }
 
+/// What tells a file from a copy of it.
+fn file_words(file: &File) -> io::Result<String> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = file.metadata()?;
+    let born = meta.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(match born {
+        Some(t) => format!("{}-{}.{:09}", meta.ino(), t.as_secs(), t.subsec_nanos()),
+        None => meta.ino().to_string(),
+    })
+}
+
 fn read_small(path: &Path) -> io::Result<String> {
     use std::io::Read;
     let mut text = Vec::new();
@@ -346,9 +386,20 @@ pub(crate) fn random(buf: &mut [u8]) -> io::Result<()> {
 
 /// Replaces a file's content so that after a crash it has the old or the new one, and the new one once this has returned.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_with(path, |_| Ok(bytes.to_vec()))
+}
+
+/// [`replace`] with what `bytes` makes of the new, empty file.
+fn replace_with(path: &Path, bytes: impl FnOnce(&File) -> io::Result<Vec<u8>>) -> io::Result<()> {
     let tmp = path.with_extension("tmp");
+    // A file of its own, also if an earlier try left one behind.
+    match fs::remove_file(&tmp) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
     let mut file = File::create(&tmp)?;
-    file.write_all(bytes)?;
+    let bytes = bytes(&file)?;
+    file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&tmp, path)?;
     crate::log::sync_dir(path.parent().ok_or(io::ErrorKind::InvalidInput)?)
@@ -411,6 +462,39 @@ mod tests {
 
         let other = DataDir::open(&t.path().join("b")).unwrap();
         assert_ne!(other.replica(), me);
+    }
+
+    #[test]
+    fn a_copy_is_told_from_the_original() {
+        let t = tempfile::tempdir().unwrap();
+        let (data, copy) = (t.path().join("data"), t.path().join("copy"));
+        let mut d = DataDir::open_in_boot(&data, "boot").unwrap();
+        let me = d.replica();
+        d.mark_clean().unwrap();
+        drop(d);
+        fs::create_dir(&copy).unwrap();
+        fs::copy(data.join("identity"), copy.join("identity")).unwrap();
+        let d = DataDir::open_in_boot(&copy, "boot").unwrap();
+        assert_eq!((d.replica(), d.last_stop()), (me, LastStop::MachineCrash), "nothing is certain of a copy");
+        assert!(d.incarnation() > Incarnation(1));
+        drop(d);
+        let mut d = DataDir::open_in_boot(&copy, "boot").unwrap();
+        assert_eq!(d.last_stop(), LastStop::MachineCrash, "it was not compared yet");
+        d.compared().unwrap();
+        d.mark_clean().unwrap();
+        drop(d);
+        assert_eq!(DataDir::open_in_boot(&copy, "boot").unwrap().last_stop(), LastStop::Clean);
+        let d = DataDir::open_in_boot(&data, "boot").unwrap();
+        assert_eq!((d.incarnation(), d.last_stop()), (Incarnation(2), LastStop::Clean), "the original is none");
+        drop(d);
+        // A data directory may be moved, in one file system.
+        let moved = t.path().join("moved");
+        let mut d = DataDir::open_in_boot(&data, "boot").unwrap();
+        d.compared().unwrap();
+        d.mark_clean().unwrap();
+        drop(d);
+        fs::rename(&data, &moved).unwrap();
+        assert_eq!(DataDir::open_in_boot(&moved, "boot").unwrap().last_stop(), LastStop::Clean);
     }
 
     #[test]
@@ -498,8 +582,14 @@ mod tests {
             fs::write(t.path().join("identity"), text).unwrap();
             DataDir::open_in_boot(t.path(), "boot").map_err(|e| e.to_string())
         };
-        let last =
-            Stored { replica: ReplicaId(7), incarnation: u64::MAX, boot: "b".into(), clean: true, claimed: true };
+        let last = Stored {
+            replica: ReplicaId(7),
+            incarnation: u64::MAX,
+            boot: "b".into(),
+            clean: true,
+            claimed: true,
+            file: None,
+        };
         assert!(with(last.encode().as_bytes()).unwrap_err().contains("no start can follow"));
         proptest!(ProptestConfig::with_cases(200), |(
             noise in proptest::collection::vec(any::<u8>(), 0..200),

@@ -59,7 +59,8 @@ impl EngineCluster {
 
 fn is_synced(status: &Status) -> bool {
     // A member that never answered may know more than we do; one that is down must not keep a survivor from serving.
-    status.pending == 0 && !status.peers.iter().any(|p| !p.left && p.state == PeerState::Unknown)
+    let complete = status.pending == 0 && status.missing_ops == 0 && !status.joining;
+    complete && !status.peers.iter().any(|p| !p.left && p.state == PeerState::Unknown)
 }
 
 impl Cluster for EngineCluster {
@@ -150,6 +151,7 @@ fn status_json(status: &Status, disk: Option<FsStat>, ready: bool, troubles: Vec
         "inodes": status.inodes,
         "pending": status.pending,
         "pending_bytes": status.pending_bytes,
+        "missing_ops": status.missing_ops,
         "in_sync": status.in_sync,
         "conflicts": status.conflicts,
         "disk": disk,
@@ -167,10 +169,10 @@ fn words(path: &[Name]) -> String {
 fn conflicts_json(view: &View<'_>) -> Value {
     let tree = view.tree();
     let all = tree.conflicts().into_iter().take(CONFLICTS_MAX).map(|conflict| {
-        let by = view.members().find(|m| m.life == conflict.lost.replica || m.replica == conflict.lost.replica);
+        let by = view.author(conflict.lost.replica);
         json!({
             "path": tree.path(conflict.copy).map(|p| words(&p)),
-            "original": tree.path(conflict.inode).map(|p| words(&p)),
+            "original": conflict.inode.and_then(|i| tree.path(i)).map(|p| words(&p)),
             "node": by.map_or_else(|| conflict.lost.replica.to_string(), |m| m.name.clone()),
             "time_ns": conflict.lost.time.0,
         })

@@ -135,7 +135,11 @@ pub fn status(s: &mut Session<'_>) -> Result<u8> {
     writeln!(s.out, "urls       {}", urls.join(" "))?;
     writeln!(s.out, "inodes     {}", number(&status, "inodes"))?;
     let (pending, pending_bytes) = (number(&status, "pending"), number(&status, "pending_bytes"));
-    writeln!(s.out, "pending    {pending} changes, {}", bytes(pending_bytes))?;
+    let missing = match number(&status, "missing_ops") {
+        0 => String::new(),
+        n => format!("; {n} operations of others have not come"),
+    };
+    writeln!(s.out, "pending    {pending} changes, {}{missing}", bytes(pending_bytes))?;
     writeln!(s.out, "conflicts  {}", number(&status, "conflicts"))?;
     if let Some(disk) = status.get("disk").filter(|d| d.is_object()) {
         let (free, total) = (number(disk, "free_bytes"), number(disk, "total_bytes"));

@@ -99,6 +99,8 @@ struct Address {
     always: bool,
     /// Who answered there last.
     lives: Option<ReplicaId>,
+    /// Why the last try led to nobody.
+    why: String,
 }
 
 /// The table.
@@ -203,6 +205,7 @@ impl Members {
             backoff: REDIAL_FIRST,
             always: false,
             lives: None,
+            why: String::new(),
         });
         a.always |= always;
         Some(url)
@@ -256,6 +259,21 @@ impl Members {
         if let Some(link) = self.peers.get(&replica).and_then(|p| p.link) {
             fx.push(Effect::Send(Send::Hangup { link, why: "removed from the cluster by the operator".into() }));
         }
+    }
+
+    /// Addresses that the operator named and where no member ever answered, and why the last try failed.
+    pub(crate) fn silent_addresses(&self) -> impl Iterator<Item = (&str, &str)> {
+        let known =
+            |url: &str| self.peers.values().any(|p| p.info.urls.iter().any(|u| tidy(u).as_deref() == Some(url)));
+        let silent = self.addresses.iter().filter(move |(url, a)| {
+            a.always && a.lives.is_none() && a.way != Way::Own && !a.why.is_empty() && !known(url)
+        });
+        silent.map(|(url, a)| (url.as_str(), a.why.as_str()))
+    }
+
+    /// The operator named addresses of a cluster, and nobody of it was met yet.
+    pub(crate) fn joining(&self) -> bool {
+        self.peers.is_empty() && self.addresses.values().any(|a| a.always && a.way != Way::Own)
     }
 
     fn mark_left(&mut self, replica: ReplicaId, fx: &mut Vec<Effect>) {
@@ -319,6 +337,9 @@ impl Members {
             let short = now.since(l.up_at) < Span::s(5);
             a.backoff = if short { Span((a.backoff.0 * 2).min(self.redial.0)) } else { REDIAL_FIRST };
             a.next = now.after(a.backoff);
+            if l.peer.is_none() {
+                a.why = why.to_string();
+            }
         }
         let Some(replica) = l.peer else { return };
         if let Some(p) = self.peers.get_mut(&replica)
@@ -343,6 +364,7 @@ impl Members {
             a.way = Way::Idle;
             a.next = now.after(a.backoff);
             a.backoff = Span((a.backoff.0 * 2).min(redial.0));
+            a.why = why.to_string();
         }
         for p in self.peers.values_mut() {
             if p.link.is_none() && p.info.urls.iter().any(|u| tidy(u).as_ref() == Some(&url)) {
@@ -376,6 +398,7 @@ impl Members {
         self.learn(them.clone(), now, fx);
         if let Some(a) = dialled.as_ref().and_then(|u| self.addresses.get_mut(u)) {
             a.lives = Some(them.replica);
+            a.why.clear();
         }
         let preferred_is_mine = self.me.replica < them.replica;
         let replica = them.replica;

@@ -118,6 +118,8 @@ pub struct Node {
     /// Why the disk refused the last change or transfer, until one succeeds.
     last_failure: Option<crate::event::IoError>,
     stopping: bool,
+    /// Others know operations of ours that we do not.
+    outdated: bool,
     /// For the first step: what recovery wants done and said.
     first_io: Vec<Io>,
     first_life: Option<ReplicaId>,

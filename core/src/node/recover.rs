@@ -194,6 +194,7 @@ impl Node {
             apply_flights: 0,
             last_failure: None,
             stopping: false,
+            outdated: false,
             first_io: Vec::new(),
             first_life: None,
             first_words: None,

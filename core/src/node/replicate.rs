@@ -219,7 +219,17 @@ impl Node {
             .collect();
         for m in theirs {
             let known = self.history.known(m.origin).0;
-            if m.seq <= known || m.origin == self.life() {
+            if m.seq <= known {
+                continue;
+            }
+            if m.origin == self.life() {
+                // Nothing of ours is sent before it is in the log, and after a crash the origin is another one.
+                if !self.outdated {
+                    self.outdated = true;
+                    self.trouble(
+                        "this data is an older copy of itself: others know more of what this node did than it does",
+                    );
+                }
                 continue;
             }
             // A member that is up sends its own operations by itself; the others are asked for.

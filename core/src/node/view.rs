@@ -3,10 +3,11 @@
 use super::Node;
 use crate::event::{Ack, IoError};
 use crate::ids::ReplicaId;
-use crate::message::MemberInfo;
+use crate::message::{Frontier, MemberInfo};
 use crate::mirror::syncs::needed;
 use crate::status::{PeerState, PeerStatus, Status};
 use crate::tree::{Removed, Tree};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -36,6 +37,15 @@ impl<'a> View<'a> {
     /// The other members that have not left, this node not included.
     pub fn members(&self) -> impl Iterator<Item = &'a MemberInfo> + use<'a> {
         self.node.members.peers.values().map(|p| &p.info).filter(|i| !i.left)
+    }
+
+    /// Who issues, or as far as is known issued, operations under this origin; this node included.
+    pub fn author(&self, origin: ReplicaId) -> Option<&'a MemberInfo> {
+        let n = self.node;
+        if n.lives.contains(&origin) || n.config.replica == origin {
+            return Some(&n.members.me);
+        }
+        n.members.peers.values().map(|p| &p.info).find(|i| i.life == origin || i.replica == origin)
     }
 
     /// Payload handles that the core holds.
@@ -96,7 +106,7 @@ impl<'a> View<'a> {
         let last = n.last_own();
         let mut peers: Vec<PeerStatus> = Vec::new();
         for (r, p) in &n.members.peers {
-            let acked = n.held.get(r).and_then(|h| h.log.iter().find(|m| m.origin == life)).map_or(0, |m| m.seq);
+            let acked = n.held.get(r).map_or(0, |h| mark(&h.log, life));
             peers.push(PeerStatus {
                 replica: *r,
                 incarnation: p.info.incarnation,
@@ -105,13 +115,16 @@ impl<'a> View<'a> {
                 state: p.state,
                 why: p.why.clone(),
                 lag_ops: last.saturating_sub(acked),
-                lag_bytes: n.history.bytes_after(life, acked),
+                lag_bytes: n.history.bytes_after(life, n.held.get(r).map_or(0, |h| mark(&h.content, life))),
                 clock_skew_ns: p.skew_ns,
                 left: p.info.left,
             });
         }
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         let reasons = self.reasons(&peers);
+        let missing_ops = self.missing_ops();
+        let bytes_behind =
+            n.members.connected().any(|(r, _)| n.held.get(&r).is_none_or(|h| mark(&h.content, life) < last));
         Status {
             replica: n.config.replica,
             incarnation: n.config.incarnation,
@@ -123,10 +136,22 @@ impl<'a> View<'a> {
             pending: n.tree.pending() as u64,
             pending_bytes: n.content.bytes_needed(),
             conflicts: n.tree.conflicts().len() as u64,
-            in_sync: reasons.is_empty() && self.quiet(),
+            joining: n.members.joining(),
+            missing_ops,
+            in_sync: reasons.is_empty() && missing_ops == 0 && !n.members.joining() && !bytes_behind && self.quiet(),
             reasons,
             peers,
         }
+    }
+
+    fn missing_ops(&self) -> u64 {
+        let n = self.node;
+        let mut most: BTreeMap<ReplicaId, u64> = BTreeMap::new();
+        for m in n.members.connected().filter_map(|(r, _)| n.held.get(&r)).flat_map(|h| &h.log) {
+            let seq = most.entry(m.origin).or_default();
+            *seq = m.seq.max(*seq);
+        }
+        most.into_iter().map(|(origin, seq)| seq.saturating_sub(n.history.known(origin).0)).sum()
     }
 
     fn reasons(&self, peers: &[PeerStatus]) -> Vec<String> {
@@ -134,6 +159,16 @@ impl<'a> View<'a> {
         let mut v = Vec::new();
         for p in peers.iter().filter(|p| !p.left && p.state != PeerState::Up) {
             v.push(format!("{} is {}: {}", p.name, format!("{:?}", p.state).to_lowercase(), p.why));
+        }
+        for (url, why) in n.members.silent_addresses() {
+            v.push(format!("{url} was never reached: {why}"));
+        }
+        if n.outdated {
+            v.push(
+                "this data is an older copy of itself: other nodes know changes of this node that it does not. Stop it, move `data` \
+                 away, and start it as a new replica"
+                    .to_string(),
+            );
         }
         let copies = n.copies();
         let up = 1 + copies.iter().filter(|c| c.up).count();
@@ -170,4 +205,9 @@ impl<'a> View<'a> {
         }
         v
     }
+}
+
+/// How far a frontier goes for an origin.
+fn mark(frontier: &Frontier, origin: ReplicaId) -> u64 {
+    frontier.iter().find(|m| m.origin == origin).map_or(0, |m| m.seq)
 }

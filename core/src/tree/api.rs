@@ -117,8 +117,8 @@ pub struct Listed {
 /// A losing version that was kept; or of two things that were given one name apart, the one that is shown under another.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Conflict {
-    /// The file that the conflict was about.
-    pub inode: InodeId,
+    /// The file that the conflict was about; `None` if it is gone.
+    pub inode: Option<InodeId>,
     /// The losing version, or when the name was given.
     pub lost: Stamp,
     /// The file that keeps its bytes, or what is shown under the conflict's name.

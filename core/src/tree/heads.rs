@@ -177,13 +177,10 @@ impl Tree {
         Some(LocalOutcome { inode, ops, records: Vec::new() })
     }
 
-    /// Kept losing versions whose copies still stand, and what stands under a conflict's name because others have its own.
+    /// Conflict copies that stand under the names that they were given, and what stands under a conflict's name because others
+    /// have its own. The same on all nodes with the same tree.
     pub fn conflicts(&self) -> Vec<Conflict> {
-        let live = |copy: &InodeId| {
-            self.inode_of(*copy).is_some_and(|c| self.entries_of(c).iter().any(|e| self.entries[*e].has(LIVE)))
-        };
-        let all = self.copies.iter().filter(|(_, copy)| live(copy));
-        let kept = all.map(|((inode, lost), copy)| Conflict { inode: *inode, lost: *lost, copy: *copy });
+        let kept = self.marked.iter().filter_map(|e| self.kept_under(*e));
         kept.chain(self.spots.keys().filter_map(|e| self.clash(*e))).collect()
     }
 

@@ -1,6 +1,7 @@
 //! Which entries are live: shown in the logical tree.
 
 use super::model::*;
+use super::names::is_marked;
 use super::slab::NONE;
 use super::{ROOT, Tree, plan};
 use crate::bug::Bug;
@@ -83,6 +84,13 @@ impl Tree {
         let Some(name) = n.name.clone() else { return };
         let (parent, inode) = (n.parent, n.inode);
         let key = (parent, name_hash(&name), e);
+        if is_marked(&name) {
+            if live {
+                self.marked.insert(e)
+            } else {
+                self.marked.remove(&e)
+            };
+        }
         if live {
             self.names.insert(key);
             self.inodes[parent].live_kids += 1;

@@ -116,6 +116,8 @@ pub struct Tree {
     heads_needed: BTreeSet<(u32, Stamp)>,
     copies: BTreeMap<(InodeId, Stamp), InodeId>,
     copy_of: BTreeMap<InodeId, (InodeId, Stamp)>,
+    /// Live entries whose name may be a conflict's.
+    marked: BTreeSet<u32>,
     kept: Vec<plan::Kept>,
     /// After a crash, until everything was compared: what others' operations in the log say of files' bytes.
     carried: Option<ByBytes>,
@@ -199,6 +201,7 @@ impl Tree {
             heads_needed: BTreeSet::new(),
             copies: BTreeMap::new(),
             copy_of: BTreeMap::new(),
+            marked: BTreeSet::new(),
             kept: Vec::new(),
             carried: None,
             moves: BTreeMap::new(),

@@ -2,12 +2,30 @@
 
 use super::model::*;
 use super::{Conflict, Tree};
-use crate::ids::{EntryId, Name};
+use crate::ids::{EntryId, InodeId, Name, ReplicaId};
 use crate::time::Stamp;
 use alloc::format;
 use alloc::vec::Vec;
 
 pub(super) const MARK: &[u8] = b".conflict-";
+
+/// The name may be one that a conflict gave.
+pub(super) fn is_marked(name: &Name) -> bool {
+    name.as_bytes().windows(MARK.len()).any(|w| w == MARK)
+}
+
+/// The name that a conflict's name was made of, and whose version it stands for. `None`: it is no such name.
+fn unmarked(name: &Name) -> Option<(Name, ReplicaId)> {
+    let at = name.as_bytes().windows(MARK.len()).rposition(|w| w == MARK)?;
+    let (own, rest) = name.as_bytes().split_at(at);
+    let (by, digits) = core::str::from_utf8(&rest[MARK.len()..]).ok()?.split_once('-')?;
+    let hex = |s: &str, most| !s.is_empty() && s.len() <= most && s.bytes().all(|b| b.is_ascii_hexdigit());
+    let id = digits.split('-').next().unwrap_or_default();
+    if !hex(by, 16) || !hex(id, 32) || id.len() < 8 {
+        return None;
+    }
+    Some((Name::new(own)?, ReplicaId(u64::from_str_radix(by, 16).ok()?)))
+}
 
 /// `name.conflict-<replica>-<digits of id>`, cut to the length a name may have. A cut name gets all digits, so that two
 /// names with one beginning stay apart.
@@ -66,13 +84,30 @@ impl Tree {
         None
     }
 
+    /// If a live entry has the name of a conflict copy: what it is a copy of. A copy that was given another name is the user's
+    /// own file, and its conflict is over. The name counts, not only what is remembered: nodes that joined after the
+    /// conflict, or were told of it by state, list it too.
+    pub(super) fn kept_under(&self, e: u32) -> Option<Conflict> {
+        let n = self.entries.get(e).filter(|n| n.has(LIVE))?;
+        let (own, by) = unmarked(n.name.as_ref()?)?;
+        let copy = self.id_of(n.inode);
+        let remembered = self.copy_of.get(&copy).copied();
+        let stands = |inode: &InodeId| {
+            self.inode_of(*inode).is_some_and(|i| self.entries_of(i).iter().any(|o| self.entries[*o].has(LIVE)))
+        };
+        let beside = || self.group(n.parent, &own).first().map(|o| self.id_of(self.entries[*o].inode));
+        let inode = remembered.map(|(inode, _)| inode).filter(stands).or_else(beside);
+        let lost = remembered.map_or(Stamp { time: self.rank(e).0.time, replica: by }, |(_, lost)| lost);
+        Some(Conflict { inode, lost, copy })
+    }
+
     /// If a live entry has to be shown under another name than its own, as another has that: who, and since when.
     pub(super) fn clash(&self, e: u32) -> Option<Conflict> {
         let n = self.entries.get(e).filter(|n| n.has(LIVE))?;
         let name = n.name.as_ref()?;
         let first = self.group(n.parent, name).into_iter().max_by_key(|o| self.rank(*o)).filter(|o| *o != e)?;
         let (inode, copy) = (self.id_of(self.entries[first].inode), self.id_of(n.inode));
-        Some(Conflict { inode, lost: self.rank(e).0, copy })
+        Some(Conflict { inode: Some(inode), lost: self.rank(e).0, copy })
     }
 
     /// Where an entry should stand on disk; `None`: nowhere.
@@ -92,7 +127,7 @@ impl Tree {
         for e in self.group(parent, name) {
             self.call_entry(e);
         }
-        if name.as_bytes().windows(MARK.len()).any(|w| w == MARK) {
+        if is_marked(name) {
             // Somebody's conflict name may have been taken or set free. They all stand apart from their register.
             let apart: Vec<u32> = self.spots.keys().copied().collect();
             for e in apart {
