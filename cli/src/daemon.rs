@@ -99,6 +99,9 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     let _ = LOGGING.set(());
     abort_on_panic();
     tracing::info!("icecluster version: {}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
+    for note in &config.notes {
+        tracing::warn!("configuration: {note}");
+    }
 
     raise_descriptor_limit();
     let (events, inbox) = sync_channel(16);

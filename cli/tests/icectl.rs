@@ -52,6 +52,18 @@ fn a_node_that_does_not_answer_is_given_up_after_the_timeout() {
 }
 
 #[test]
+fn a_put_waits_for_the_nodes_own_limit_and_shows_its_reason() {
+    let node = Fake::start();
+    node.with(|s| s.unacknowledged_after = Some(std::time::Duration::from_millis(2_200)));
+    let mut source = tempfile::tempfile().unwrap();
+    source.write_all(b"bytes").and_then(|()| source.rewind()).unwrap();
+    let args = ["-base", &node.url(), "-timeout", "2s", "put", "-path", "/f", "-ack", "all"];
+    let ran = ran(output(icectl(&args).stdin(source)));
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("two of three members are up"), "{}", ran.err);
+}
+
+#[test]
 fn peers_health_and_stats_print_the_lines_of_old() {
     let node = Fake::start();
     node.with(|s| {
@@ -278,6 +290,12 @@ fn status_prints_reasons_and_fails_when_there_is_one() {
     assert_eq!(well.code, 0);
     assert!(well.out.contains("node       n1\tin sync\tversion 0.1.0\n"), "{}", well.out);
     assert!(well.out.contains("peer       n2\tup\tlag 4 operations, 2.00 KiB\thttp://b:2\n"), "{}", well.out);
+    let late =
+        status.replace("\"in_sync\":true", "\"in_sync\":false,\"waits\":[\"n2 has 4 operations to acknowledge\"]");
+    node.with(|s| s.fixed.insert("/v1/status".into(), (200, late)));
+    let late = run(&["-base", &node.url(), "status"]);
+    assert!(late.code == 0 && late.out.contains("node       n1\tnot in sync\t"), "{}", late.out);
+    assert!(late.out.contains("waits      n2 has 4 operations to acknowledge\n"), "{}", late.out);
     let sick = status.replace("\"reasons\":[]", "\"reasons\":[\"degraded: one copy\"]");
     node.with(|s| s.fixed.insert("/v1/status".into(), (200, sick)));
     let sick = run(&["-base", &node.url(), "status"]);

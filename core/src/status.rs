@@ -76,6 +76,8 @@ pub struct Status {
     pub conflicts: u64,
     /// Every reason for which the service is not complete, in words. Empty: all is well.
     pub reasons: Vec<String>,
+    /// What is still on its way, in words: why the node is not in sync although all is well. Empty: nothing waits.
+    pub waits: Vec<String>,
     /// All members are up, have all that this node has, bytes included, and it has all that they have.
     pub in_sync: bool,
 }

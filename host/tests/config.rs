@@ -89,6 +89,7 @@ fn every_key_is_understood() {
         payload_memory: 1 << 30,
         fuse_threads: 4,
         fuse_passthrough: false,
+        notes: Vec::new(),
     };
     assert_eq!(c, want);
     assert!(!format!("{c:?}").contains("s3cret"), "the token must not reach a log");
@@ -97,7 +98,8 @@ fn every_key_is_understood() {
 #[test]
 fn zero_and_less_mean_the_default_where_the_original_says_so() {
     let c = parse("keepalive: 0\nkeepalive_failures: -2\nclock_skew_max: -1s\nconsistency_interval: 0\n").unwrap();
-    assert_eq!(c, Config::default());
+    let notes = vec!["`clock_skew_max`: -1s is less than zero: the default of 1s counts".to_owned()];
+    assert_eq!(c, Config { notes, ..Config::default() });
 }
 
 #[test]

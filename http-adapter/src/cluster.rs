@@ -156,6 +156,7 @@ fn status_json(status: &Status, disk: Option<FsStat>, ready: bool, troubles: Vec
         "conflicts": status.conflicts,
         "disk": disk,
         "reasons": reasons,
+        "waits": status.waits,
     })
 }
 

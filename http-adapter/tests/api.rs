@@ -314,6 +314,33 @@ fn acknowledgement<R: Runtime>(rt: R) {
     node.stop();
 }
 
+/// However many wait for other nodes, others are served.
+fn waiting_for_others<R: Runtime>(rt: R) {
+    let mut node = plain(rt);
+    let at = node.address;
+    assert_eq!(request(at, "PUT", "/v1/file?path=a", &[], b"x").status, 204);
+    let cluster = node.cluster.clone();
+    std::thread::scope(|s| {
+        // Held: nobody acknowledges anything.
+        let nobody = cluster.sync.lock().unwrap();
+        let clients: Vec<_> = (0..300)
+            .map(|i| s.spawn(move || request(at, "PUT", &format!("/v1/file?path=w{i}&ack=all"), &[], b"y").status))
+            .collect();
+        ice_testing::until("some wait and the rest is refused", || {
+            let refused = clients.iter().filter(|c| c.is_finished()).count();
+            refused + cluster.syncs.lock().unwrap().len() >= 300
+        });
+        assert_eq!(cluster.syncs.lock().unwrap().len(), 64);
+        assert_eq!(request(at, "GET", "/v1/file?path=a", &[], &[]).body, b"x");
+        drop(nobody);
+        let mut statuses: Vec<u16> = clients.into_iter().map(|c| c.join().unwrap()).collect();
+        statuses.sort_unstable();
+        statuses.dedup();
+        assert_eq!(statuses, [204, 503]);
+    });
+    node.stop();
+}
+
 fn lists<R: Runtime>(rt: R) {
     let mut node = plain(rt);
     let (at, dir) = (node.address, node.dir.path().to_owned());
@@ -432,6 +459,7 @@ suite!(
     conditions,
     ranges,
     acknowledgement,
+    waiting_for_others,
     lists,
     hundred_megabytes_in_bounded_memory,
     bodies

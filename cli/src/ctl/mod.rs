@@ -33,7 +33,8 @@ struct Args {
     /// Base URL of the node to ask
     #[arg(long, global = true, value_name = "URL", env = "ICECLUSTER_BASE", default_value = "http://localhost:9000")]
     base: String,
-    /// Longest wait without any progress, as in 300ms, 10s, 2m30s; 0 waits for ever
+    /// Longest wait without any progress, as in 300ms, 10s, 2m30s; 0 waits for ever. `put` waits twice as long, because the
+    /// node waits for other nodes (`ack_timeout`)
     #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = args::duration)]
     timeout: Duration,
     /// Bearer token (better in the environment or in a file: command lines can be seen by others)

@@ -135,11 +135,7 @@ pub fn status(s: &mut Session<'_>) -> Result<u8> {
     writeln!(s.out, "urls       {}", urls.join(" "))?;
     writeln!(s.out, "inodes     {}", number(&status, "inodes"))?;
     let (pending, pending_bytes) = (number(&status, "pending"), number(&status, "pending_bytes"));
-    let missing = match number(&status, "missing_ops") {
-        0 => String::new(),
-        n => format!("; {n} operations of others have not come"),
-    };
-    writeln!(s.out, "pending    {pending} changes, {}{missing}", bytes(pending_bytes))?;
+    writeln!(s.out, "pending    {pending} changes, {}", bytes(pending_bytes))?;
     writeln!(s.out, "conflicts  {}", number(&status, "conflicts"))?;
     if let Some(disk) = status.get("disk").filter(|d| d.is_object()) {
         let (free, total) = (number(disk, "free_bytes"), number(disk, "total_bytes"));
@@ -147,6 +143,9 @@ pub fn status(s: &mut Session<'_>) -> Result<u8> {
     }
     for reason in reasons.iter().filter_map(Value::as_str) {
         writeln!(s.out, "REASON     {}", printable(reason))?;
+    }
+    for wait in list(&status, "waits").iter().filter_map(Value::as_str) {
+        writeln!(s.out, "waits      {}", printable(wait))?;
     }
     for peer in list(&status, "peers") {
         let urls: Vec<Cow<'_, str>> = list(peer, "urls").iter().filter_map(Value::as_str).map(printable).collect();

@@ -43,6 +43,8 @@ pub fn put(s: &mut Session<'_>, path: &OsStr, ack: Option<&str>) -> Result<u8> {
     // What can be known of the length helps the bar only: a pipe has none, and a file may still grow.
     let length = input.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
     let bar = bar(length, !input.is_terminal());
+    // The node waits for others as long as its own limit says, which by default is as long as ours. It then gives the reason.
+    s.client.timeout = s.client.timeout.saturating_mul(2);
     let sent = s.client.request(Method::PUT, &s.base, &target, &[], Upload::Stream(chunks(input, bar.clone())));
     bar.finish_and_clear();
     report(s, sent?)

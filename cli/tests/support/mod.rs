@@ -34,6 +34,8 @@ pub struct State {
     pub received_bytes: u64,
     /// Do not answer at all.
     pub silent: bool,
+    /// After a whole upload, and this long, say that others did not acknowledge it.
+    pub unacknowledged_after: Option<std::time::Duration>,
     /// Serve a body of this many zero bytes at `/v1/file?path=/zeros`.
     pub zeros: u64,
 }
@@ -181,6 +183,11 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Answer 
                         if data.len() < 1 << 20 {
                             data.extend_from_slice(&part);
                         }
+                    }
+                    let unacknowledged = state.lock().unwrap().unacknowledged_after;
+                    if let Some(after) = unacknowledged {
+                        smol::Timer::after(after).await;
+                        return reply(504, r#"{"error":"ETIMEDOUT","message":"two of three members are up"}"#);
                     }
                     let file = File { digest: Some(blake(&data)), data, mtime: 1_000 };
                     state.lock().unwrap().files.insert(path, file);

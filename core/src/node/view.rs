@@ -99,6 +99,49 @@ impl<'a> View<'a> {
         v
     }
 
+    /// What [`View::quiet`] waits for, in a few words for people.
+    fn waits(&self) -> Vec<String> {
+        let n = self.node;
+        let last = n.last_own();
+        let mut v = Vec::new();
+        let mut some = |count: usize, words: &str| {
+            if count > 0 {
+                v.push(format!("{count} {words}"));
+            }
+        };
+        some(n.tree.pending(), "changes do not stand in backing yet");
+        some(n.content.needed().len().max(n.history.all_missing().count()), "files wait for their bytes");
+        some(n.syncs.len(), "requests wait for an acknowledgement");
+        for (replica, o) in n.outgoing.iter().filter(|(_, o)| o.acked < last) {
+            let name = n.members.peers.get(replica).map_or("a member", |p| &p.info.name);
+            v.push(format!("{name} has {} operations to acknowledge", last - o.acked));
+        }
+        for (replica, _) in n.members.connected() {
+            let held = n.held.get(&replica).map_or(0, |h| mark(&h.content, n.life()));
+            if held < last && n.outgoing.get(&replica).is_some_and(|o| o.acked >= last) {
+                let name = n.members.peers.get(&replica).map_or("a member", |p| &p.info.name);
+                v.push(format!("{name} has not all bytes yet"));
+            }
+        }
+        if n.members.joining() {
+            v.push("no member of the cluster was met yet".to_string());
+        }
+        match self.missing_ops() {
+            0 => {}
+            missing => v.push(format!("{missing} operations of others have not come")),
+        }
+        if n.awaits_scan.is_some() {
+            v.push("backing is compared with the tree".to_string());
+        }
+        if n.round.is_some() {
+            v.push("the tree is compared with that of another member".to_string());
+        }
+        if n.history.durable_frontier() != n.history.frontier() {
+            v.push("the log is not durable up to its end".to_string());
+        }
+        v
+    }
+
     /// For people.
     pub fn status(&self) -> Status {
         let n = self.node;
@@ -140,6 +183,7 @@ impl<'a> View<'a> {
             missing_ops,
             in_sync: reasons.is_empty() && missing_ops == 0 && !n.members.joining() && !bytes_behind && self.quiet(),
             reasons,
+            waits: self.waits(),
             peers,
         }
     }

@@ -39,9 +39,9 @@ const KEYS: &[KeyInfo] = keys! {
     "data", "/var/lib/icecluster", |d, v| put(&mut d.config.data, path(v)?.ok_or("it must not be empty")?);
     "backing", "/opt/icewarp/config-local", |d, v| put(&mut d.config.backing, path(v)?.ok_or("it must not be empty")?);
     "mount", "/opt/icewarp/config", |d, v| put(&mut d.config.mount, path(v)?);
-    "keepalive", "1m", |d, v| put(&mut d.config.keepalive, positive(v, GoDuration::s(60))?.std());
+    "keepalive", "1m", |d, v| { d.config.keepalive = positive(d, v, "keepalive", GoDuration::s(60))?; Ok(()) };
     "keepalive_failures", "1", |d, v| put(&mut d.config.keepalive_failures, count(v, 1_000)?.max(1));
-    "clock_skew_max", "1s", |d, v| put(&mut d.config.clock_skew_max, positive(v, GoDuration::s(1))?.std());
+    "clock_skew_max", "1s", |d, v| { d.config.clock_skew_max = positive(d, v, "clock_skew_max", GoDuration::s(1))?; Ok(()) };
     "sync_mode", "latest", |_, v| only(v, "latest", &["force"], "joining by force");
     "consistency_interval", "0", |d, v| {
         let every = duration(v)?;
@@ -50,7 +50,7 @@ const KEYS: &[KeyInfo] = keys! {
     "consistency_mode", "report", |_, v| only(v, "report", &["latest", "force"], "repair by the scan (replicas converge without it)");
     "ack", "auto", |d, v| put(&mut d.config.ack, ack(v)?);
     "close_ack", "local", |d, v| put(&mut d.config.close_ack, ack(v)?);
-    "ack_timeout", "10s", |d, v| put(&mut d.config.ack_timeout, positive(v, GoDuration::s(10))?.std());
+    "ack_timeout", "10s", |d, v| { d.config.ack_timeout = positive(d, v, "ack_timeout", GoDuration::s(10))?; Ok(()) };
     "lock_timeout", "5s", |_, v| unbuilt(duration(v)? == GoDuration::s(5), "cluster-wide locks");
     "lock_retry", "300ms", |_, v| unbuilt(duration(v)? == GoDuration::ms(300), "cluster-wide locks");
     "allow_delete_while_locked", "false", |_, v| unbuilt(!boolean(v)?, "cluster-wide locks");
@@ -189,10 +189,13 @@ fn duration(v: &Value) -> Result<GoDuration, String> {
     }
 }
 
-/// Zero and less mean the default, as the original has it.
-fn positive(v: &Value, default: GoDuration) -> Result<GoDuration, String> {
-    let d = duration(v)?;
-    Ok(if d > GoDuration::ZERO { d } else { default })
+/// Zero and less mean the default, as the original has it. Whoever writes less is told so.
+fn positive(d: &mut Draft, v: &Value, key: &str, default: GoDuration) -> Result<std::time::Duration, String> {
+    let given = duration(v)?;
+    if given < GoDuration::ZERO {
+        d.config.notes.push(format!("`{key}`: {given} is less than zero: the default of {default} counts"));
+    }
+    Ok(if given > GoDuration::ZERO { given } else { default }.std())
 }
 
 fn boolean(v: &Value) -> Result<bool, String> {

@@ -134,6 +134,8 @@ pub struct Config {
     pub fuse_threads: usize,
     /// Let the kernel read and map backing files by itself where it can (`auto`), or never (`off`).
     pub fuse_passthrough: bool,
+    /// What was understood otherwise than it is written, in words, for the log.
+    pub notes: Vec<String>,
 }
 
 impl Default for Config {
@@ -167,6 +169,7 @@ impl Default for Config {
             trace_ring: 16 << 20,
             fuse_threads: 0,
             fuse_passthrough: true,
+            notes: Vec::new(),
         }
     }
 }

@@ -17,8 +17,11 @@ use ice_core::event::Ack;
 use rustix::io::Errno;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Requests that wait for other nodes at once. Each takes a thread, of which others need some: reading, and content for peers.
+pub(super) const WAITING_MAX: usize = 64;
 /// Bytes that tell text from other content.
 const SNIFF_BYTES: usize = 512;
 
@@ -187,10 +190,35 @@ fn ack_param(query: Option<&str>) -> Result<Option<Ack>, Failure> {
     }
 }
 
+/// One of the [`WAITING_MAX`] places of those who wait for other nodes.
+struct Wait(Arc<AtomicUsize>);
+
+impl Wait {
+    fn begin(waiting: &Arc<AtomicUsize>) -> Option<Wait> {
+        let enter = |n| (n < WAITING_MAX).then_some(n + 1);
+        waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).ok().map(|_| Wait(waiting.clone()))
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 async fn acknowledged(app: &App, ack: Option<Ack>) -> Result<(), Failure> {
     let Some(ack) = ack else { return Ok(()) };
+    let Some(wait) = Wait::begin(&app.waiting) else {
+        let why = "it is done here, but too many requests wait for other nodes already";
+        return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "busy", why));
+    };
     let (cluster, timeout) = (app.cluster.clone(), app.config.ack_timeout);
-    app.rt.blocking(move || cluster.sync(ack, timeout)).await.map_err(Failure::internal)??;
+    let done = app.rt.blocking(move || {
+        // The thread waits on when the client goes away.
+        let _wait = wait;
+        cluster.sync(ack, timeout)
+    });
+    done.await.map_err(Failure::internal)??;
     Ok(())
 }
 

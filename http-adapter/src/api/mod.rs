@@ -21,6 +21,7 @@ use ice_core::event::{Ack, Admin};
 use ice_serve::Rt;
 use serde_json::Value;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 /// What the API asks of the node. Calls may block for a short while, `sync` for its timeout.
@@ -58,13 +59,15 @@ pub(crate) struct App {
     cluster: Arc<dyn Cluster>,
     net: Net,
     config: ApiConfig,
+    /// Requests that wait for other nodes.
+    waiting: Arc<AtomicUsize>,
 }
 
 type Shared = Arc<App>;
 
 /// All routes. `net` contributes the peers' ones and the counters.
 pub fn router(rt: Rt, files: Arc<dyn FileService>, cluster: Arc<dyn Cluster>, net: Net, config: ApiConfig) -> Router {
-    let app = Arc::new(App { rt, files, cluster, net, config });
+    let app = Arc::new(App { rt, files, cluster, net, config, waiting: Arc::default() });
     Router::new()
         .route("/health", any(node::health))
         .route("/ready", any(node::ready))
