@@ -199,6 +199,7 @@ fn a_tree_appears_everywhere_and_a_killed_node_catches_up() {
 
     dev.restart(2);
     until("the node is back", || fs::read(dev.at(2).join("news")).is_ok());
+    until("it is told", || fs::read_to_string(&dev.said).unwrap().contains("node3 is back: pid "));
     until_equal(&dev, &[0, 1, 2]);
     until("the nodes say that they are equal", || dev.icectl(1, &["consistency"]).status.success());
     dev.stop();

@@ -50,6 +50,14 @@ impl NodeFiles {
         daemon::owner(&self.data)
     }
 
+    /// The process that last said it runs this node, if it lives. Unlike [`NodeFiles::owner`] this does not touch the lock, for
+    /// which a process that starts just now would have to wait.
+    pub fn noted(&self) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.data.join("lock")).ok()?;
+        let pid = Pid::from_raw(text.trim().parse().ok()?)?;
+        rustix::process::test_kill_process(pid).is_ok().then_some(pid)
+    }
+
     /// The last lines of the log.
     pub fn log_tail(&self, lines: usize) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();

@@ -84,7 +84,7 @@ fn run_inner(options: &Options) -> Result<()> {
     if let Some(why) = no_mount {
         say!("No mounts: {why}. Changes made in the backing directories are noticed.");
     }
-    let mut cluster = Cluster { layout, children: vec![] };
+    let mut cluster = Cluster { layout, children: vec![], strangers: vec![] };
     let done = cluster.start().and_then(|()| cluster.watch(&signals));
     let stopped = cluster.stop();
     let finished = cluster.layout.finish();
@@ -108,6 +108,8 @@ struct Cluster {
     layout: Layout,
     /// By node; `None` once its end has been seen.
     children: Vec<Option<Child>>,
+    /// By node: the process of one that was brought back by hand.
+    strangers: Vec<Option<Pid>>,
 }
 
 impl Cluster {
@@ -177,8 +179,9 @@ impl Cluster {
         say!("\nCtrl-C stops all nodes.");
     }
 
-    /// Until a signal comes. A node that ends is reported, not restarted.
+    /// Until a signal comes. A node that ends is reported, not restarted; so is one that was brought back by hand.
     fn watch(&mut self, signals: &Receiver<i32>) -> Result<()> {
+        self.strangers.resize(self.layout.nodes.len(), None);
         loop {
             match signals.recv_timeout(LOOK_EVERY) {
                 Ok(_) => return Ok(()),
@@ -190,6 +193,16 @@ impl Cluster {
                 *slot = None;
                 say!("{} has ended: {}. To bring it back:", node.name, describe(status));
                 say!("    {} -config {} &", program("icecluster").display(), node.config.display());
+            }
+            for (i, node) in self.layout.nodes.iter().enumerate() {
+                let ours = self.children.get(i).is_some_and(Option::is_some);
+                let owner = if ours { None } else { node.noted() };
+                let known = std::mem::replace(&mut self.strangers[i], owner);
+                match (known, owner) {
+                    (None, Some(pid)) => say!("{} is back: pid {}", node.name, pid.as_raw_nonzero()),
+                    (Some(_), None) => say!("{} has ended. To bring it back: as above.", node.name),
+                    _ => {}
+                }
             }
         }
     }
