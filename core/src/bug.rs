@@ -49,6 +49,8 @@ pub enum Bug {
     AllowCycle,
     /// A member that is down counts as one that holds a copy.
     CountDownMember,
+    /// After the end of a process others are heard before the scan.
+    HearBeforeScan,
     /// The store applies an entry of the log again.
     ApplyTwice,
     /// Compaction takes out what is still to be read.
@@ -91,7 +93,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that the simulator finds.
-    pub const ALL: [Bug; 21] = [
+    pub const ALL: [Bug; 22] = [
         Bug::SkipSync,
         Bug::AckBeforeDurable,
         Bug::AckBeforeContent,
@@ -113,6 +115,7 @@ impl Bug {
         Bug::IgnoreIncarnation,
         Bug::AllowCycle,
         Bug::CountDownMember,
+        Bug::HearBeforeScan,
     ];
 
     /// Those of the replicated store, which its own tests find.

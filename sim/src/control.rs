@@ -187,7 +187,7 @@ impl World {
         self.ledger.crashed(n, &held);
         self.sometimes.saw("node replaced");
         if let Some(r) = self.reference.as_mut().filter(|r| r.writer == Some(n)) {
-            r.reset(&self.hosts[n].fs);
+            r.crashed();
         }
     }
 

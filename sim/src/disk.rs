@@ -6,11 +6,14 @@ use ice_core::action::LogRecord;
 use ice_core::config::{Ending, Recovered};
 use ice_core::ids::InodeId;
 use ice_core::op::Op;
-use ice_core::time::Stamp;
+use ice_core::time::{Instant, Span, Stamp};
 use std::collections::BTreeMap;
 
 /// A page of the checkpoint store.
 pub type Page = (Box<[u8]>, Option<Box<[u8]>>);
+
+/// Records wait this long for company before they are written.
+const GATHER: Span = Span::ms(1);
 
 /// A log record with the bytes of its payload.
 #[derive(Clone, Debug)]
@@ -18,6 +21,8 @@ struct Logged {
     index: u64,
     record: LogRecord,
     content: Option<Content>,
+    /// When it is handed to the operating system.
+    written: Instant,
 }
 
 /// Bytes in the staging area.
@@ -68,8 +73,15 @@ pub fn payload_of(record: &mut LogRecord) -> Option<&mut Op> {
 }
 
 impl Disk {
-    /// Appends a record. An error is a broken promise: numbers without gaps.
-    pub fn append(&mut self, index: u64, mut record: LogRecord, pool: &Pool) -> Result<(), String> {
+    /// Appends a record, which is written a little later, or when the sync that keeps the log thread until `busy` has ended. An
+    /// error is a broken promise: numbers without gaps.
+    pub fn append(
+        &mut self,
+        index: u64,
+        mut record: LogRecord,
+        pool: &Pool,
+        (now, busy): (Instant, Instant),
+    ) -> Result<(), String> {
         match self.next {
             Some(next) if next != index => return Err(format!("log record {index} follows {}", next - 1)),
             None if self.log.last().is_some_and(|l| l.index >= index) => {
@@ -85,7 +97,9 @@ impl Disk {
         };
         self.next = Some(index + 1);
         self.records += 1;
-        self.log.push(Logged { index, record, content });
+        let stuck = self.full || self.log_broken;
+        let written = if stuck { Instant(u64::MAX) } else { now.after(GATHER).max(busy) };
+        self.log.push(Logged { index, record, content, written });
         Ok(())
     }
     /// How many records there are now: what a sync emitted now will cover.
@@ -147,10 +161,11 @@ impl Disk {
     }
     /// The process ends. Records that were not synced are lost from some point on; a machine crash also takes staged bytes
     /// that were not durable. Returns how many records were lost.
-    pub fn crash(&mut self, ending: Ending, rng: &mut Stream) -> usize {
+    pub fn crash(&mut self, ending: Ending, now: Instant, rng: &mut Stream) -> usize {
         self.pending.clear();
         let unsynced = self.log.len() - self.synced;
-        let written = self.log.partition_point(|l| l.index < self.written).saturating_sub(self.synced);
+        let written = self.log.iter().take_while(|l| l.index < self.written || l.written <= now).count();
+        let written = written.saturating_sub(self.synced);
         let kept = match ending {
             Ending::Clean => unsynced,
             // Most often what was written is there; sometimes the last write was cut short.

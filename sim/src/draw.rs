@@ -97,6 +97,10 @@ impl Draw<'_> {
             let at = self.moment(start, length);
             let node = if self.profile.single_writer { writer } else { self.node() };
             let Some(i) = self.rng.weighted(&weights) else { return };
+            if kinds[i] == UserKind::Save {
+                self.save(node, at);
+                continue;
+            }
             let op = self.user(kinds[i]);
             let direct = self.rng.chance(self.profile.direct_per_mille) && kinds[i] != UserKind::Fsync;
             if let UserOp::Open(path, ..) = &op {
@@ -152,7 +156,24 @@ impl Draw<'_> {
                 let value = *self.rng.pick(&["", "x", "y"]);
                 UserOp::Xattr(path, (*self.rng.pick(&["user.one", "user.two"])).into(), value.into())
             }
-            UserKind::Fsync => UserOp::Fsync(path, self.ack()),
+            UserKind::Fsync | UserKind::Save => UserOp::Fsync(path, self.ack()),
+        }
+    }
+
+    /// Some files are saved, one right after the other.
+    fn save(&mut self, node: usize, at: Instant) {
+        let by_rename = self.rng.chance(600);
+        for _ in 0..self.rng.range(1, 4) {
+            let (path, (word, size)) = (self.path(), self.word());
+            let ops = if by_rename {
+                let aside = format!("{path}.new");
+                [UserOp::Write(aside.clone(), word, size), UserOp::Rename(aside, path)]
+            } else {
+                [UserOp::Rm(path.clone()), UserOp::Write(path, word, size)]
+            };
+            for op in ops {
+                self.put(at, Command::User { node, direct: false, op });
+            }
         }
     }
 
@@ -207,8 +228,9 @@ impl Draw<'_> {
             FaultKind::ProcessCrash => self.stop(node, Ending::ProcessCrash, at, later),
             FaultKind::MachineCrash => self.stop(node, Ending::MachineCrash, at, later),
             FaultKind::CleanStop => self.stop(node, Ending::Clean, at, later),
-            FaultKind::CrashInApply => {
-                let ending = *self.rng.pick(&[Ending::ProcessCrash, Ending::MachineCrash]);
+            FaultKind::CrashInApply | FaultKind::KillInApply => {
+                let machines = kind == FaultKind::CrashInApply && self.rng.chance(500);
+                let ending = if machines { Ending::MachineCrash } else { Ending::ProcessCrash };
                 let (action, step) = (self.rng.below(8), self.rng.below(5));
                 self.put(at, Command::StopAt(node, ending, action, step));
                 self.put(later, Command::Start(node));

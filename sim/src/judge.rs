@@ -182,8 +182,28 @@ pub fn bytes(world: &mut World) {
     }
 }
 
+/// A user whose machine died goes on when everything was given back. False: he waits.
+pub fn user_resumes(world: &mut World) -> bool {
+    if world.reference.as_ref().is_none_or(|r| !r.waits) {
+        return true;
+    }
+    if disagreement(world).is_some() {
+        return false;
+    }
+    if let Some(mut reference) = world.reference.take() {
+        let writer = reference.writer.unwrap_or(0);
+        let outcome = reference.resume(&world.hosts[writer].fs, &world.words);
+        world.reference = Some(reference);
+        if let Err(text) = outcome {
+            world.fail("reference", format!("n{}: {text}", writer + 1));
+        }
+    }
+    true
+}
+
 /// With one writer every node must hold what a plain directory would.
 pub fn reference(world: &mut World) {
+    user_resumes(world);
     let Some(reference) = world.reference.take() else { return };
     for n in members(world) {
         if let Some(text) = reference.differs(&world.hosts[n].fs, &world.words) {

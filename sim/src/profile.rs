@@ -70,6 +70,8 @@ pub enum UserKind {
     Times,
     Xattr,
     Fsync,
+    /// As programs save: by a rename over the old file, or the old one is removed first.
+    Save,
 }
 
 /// A kind of fault. Each ends by itself after a while.
@@ -85,6 +87,7 @@ pub enum FaultKind {
     ProcessCrash,
     MachineCrash,
     CrashInApply,
+    KillInApply,
     CleanStop,
     Pause,
     FullDisk,
@@ -108,6 +111,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("churn", include_str!("../../configs/sim/churn.yaml")),
     ("acknowledged", include_str!("../../configs/sim/acknowledged.yaml")),
     ("two-nodes", include_str!("../../configs/sim/two-nodes.yaml")),
+    ("saves", include_str!("../../configs/sim/saves.yaml")),
     ("single-writer", include_str!("../../configs/sim/single-writer.yaml")),
 ];
 

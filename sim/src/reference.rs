@@ -6,7 +6,7 @@ use crate::plan::UserOp;
 use ice_core::op::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Object {
     what: String,
     content: Content,
@@ -21,6 +21,10 @@ pub struct Reference {
     pub writer: Option<usize>,
     objects: Vec<Object>,
     names: BTreeMap<String, usize>,
+    /// The writer's machine died, and what the others give back of its work is not known yet: the user waits for that.
+    pub waits: bool,
+    /// What the directory held after each operation.
+    past: Vec<BTreeMap<String, Object>>,
 }
 
 fn below<'a>(path: &'a str, top: &str) -> Option<&'a str> {
@@ -91,15 +95,57 @@ impl Reference {
                     }
                 }
             }
-            UserOp::Chown(..) | UserOp::Times(..) | UserOp::Fsync(..) | UserOp::Close(_) => {}
+            UserOp::Chown(..) | UserOp::Times(..) | UserOp::Fsync(..) | UserOp::Close(_) => return,
+        }
+        let now = self.names.iter().map(|(p, o)| (p.clone(), self.objects[*o].clone())).collect();
+        self.past.push(now);
+    }
+
+    /// The writer's machine died. Some of its last operations may be lost.
+    pub fn crashed(&mut self) {
+        self.waits = true;
+    }
+
+    /// Everything was given back, and the user goes on from what he finds. In words, what must not be there: operations were
+    /// sent and logged in their order, so the directory is what it was after one of them, but for one that was cut short, and
+    /// for bytes that nobody has any more (that nothing is missing which somebody has is for the ledger to say).
+    pub fn resume(&mut self, fs: &Fs, words: &Words) -> Result<(), String> {
+        let (objects, names) = read(fs);
+        let here: BTreeMap<String, Object> = names.iter().map(|(p, o)| (p.clone(), objects[*o].clone())).collect();
+        self.past.insert(0, BTreeMap::new());
+        let mut best: Option<Vec<String>> = None;
+        for m in 0..self.past.len() {
+            let (before, after) = (&self.past[m], self.past.get(m + 1).unwrap_or(&self.past[m]));
+            let paths: BTreeSet<&String> = here.keys().chain(before.keys()).chain(after.keys()).collect();
+            let fits = |p: &String| {
+                let found = here.get(p);
+                [before, after].into_iter().any(|then| self.same(p, found, then.get(p)))
+            };
+            let odd: Vec<String> = paths.into_iter().filter(|p| !fits(p)).cloned().collect();
+            if best.as_ref().is_none_or(|b| odd.len() <= b.len()) {
+                best = Some(odd);
+            }
+        }
+        self.past = vec![here.clone()];
+        self.waits = false;
+        (self.objects, self.names) = (objects, names);
+        match best.and_then(|odd| odd.into_iter().next()) {
+            None => Ok(()),
+            Some(path) => {
+                let say = here.get(&path).map_or("nothing".into(), |o| format!("{} {}", o.what, words.text(o.content)));
+                Err(format!("after its machine's crash {path} is {say}, as it never was beside the rest"))
+            }
         }
     }
 
-    /// After a machine crash the user finds what is left, and goes on from there.
-    pub fn reset(&mut self, fs: &Fs) {
-        let (objects, names) = read(fs);
-        self.objects = objects;
-        self.names = names;
+    /// The same thing, or the same file with earlier bytes.
+    fn same(&self, path: &String, found: Option<&Object>, then: Option<&Object>) -> bool {
+        let (Some(found), Some(then)) = (found, then) else { return found == then };
+        let mut earlier = self.past.iter().filter_map(|p| p.get(path)).map(|o| o.content);
+        let bytes = found.content == then.content || found.content == Content::EMPTY;
+        let bytes = bytes || earlier.any(|c| c == found.content);
+        let Object { what, mode, xattrs, .. } = found;
+        bytes && *what == then.what && *mode == then.mode && *xattrs == then.xattrs
     }
 
     /// How a directory differs from this, in words.

@@ -41,6 +41,10 @@ impl World {
         {
             return;
         }
+        if !crate::judge::user_resumes(self) {
+            return;
+        }
+        let host = &self.hosts[n];
         if let Some(p) = &host.process
             && !direct
             && p.node.credits().requests < 4

@@ -517,7 +517,7 @@ impl World {
                     let text = format!("n{} issues {op:?}, but promised to issue nothing before {promised:?}", n + 1);
                     return self.fail("promise of time", text);
                 }
-                if let Err(text) = disk.append(index, record, &p.pool) {
+                if let Err(text) = disk.append(index, record, &p.pool, (self.now, p.log_busy)) {
                     self.fail("log lane", format!("n{}: {text}", n + 1));
                 }
             }
@@ -894,7 +894,7 @@ impl World {
         if host.last_sync == LastSync::Waiting {
             host.last_sync = LastSync::Refused;
         }
-        let lost = host.disk.crash(ending, &mut self.rngs.crash);
+        let lost = host.disk.crash(ending, self.now, &mut self.rngs.crash);
         if lost > 0 {
             self.sometimes.saw("crash lost log records");
         }
@@ -911,7 +911,7 @@ impl World {
                 let held = self.held();
                 self.ledger.crashed(n, &held);
                 if let Some(r) = self.reference.as_mut().filter(|r| r.writer == Some(n)) {
-                    r.reset(&self.hosts[n].fs);
+                    r.crashed();
                 }
             }
         }

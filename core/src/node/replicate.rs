@@ -49,7 +49,7 @@ impl Node {
                 None => return self.refuse_payloads(&message),
             },
         };
-        if self.holds_out() && brings_changes(&message) {
+        if self.holds_out() && brings_changes(&message) && !self.gives_back(&message) {
             return self.refuse_payloads(&message);
         }
         match message {
@@ -87,7 +87,12 @@ impl Node {
     /// all asked for again then. After the end of the machine it is the other way round: the log may have lost what the others
     /// know, and what they tell explains more.
     fn holds_out(&mut self) -> bool {
-        self.unproven.is_none() && self.scan_is_awaited()
+        self.unproven.is_none() && self.scan_is_awaited() && !self.config.has(Bug::HearBeforeScan)
+    }
+
+    /// Operations of this node itself that its log has lost: they tell what the disk holds, and are heard before the scan.
+    fn gives_back(&self, message: &Message) -> bool {
+        matches!(message, Message::Ops { origin, .. } if self.lives.contains(origin))
     }
 
     /// The scan after a crash has ended, or takes too long: what came meanwhile and was not taken is asked for.
@@ -207,9 +212,7 @@ impl Node {
 
     /// Compares what somebody else has with what we have, and asks for what we lack.
     fn consider(&mut self, peer: ReplicaId, link: LinkId, theirs: &Frontier) {
-        if self.holds_out() {
-            return;
-        }
+        let holds_out = self.holds_out();
         let pushes: BTreeMap<ReplicaId, ReplicaId> = self
             .members
             .peers
@@ -230,6 +233,9 @@ impl Node {
                         "this data is an older copy of itself: others know more of what this node did than it does",
                     );
                 }
+                continue;
+            }
+            if holds_out && !self.lives.contains(&m.origin) {
                 continue;
             }
             // A member that is up sends its own operations by itself; the others are asked for.

@@ -145,7 +145,9 @@ impl Tree {
             any |= n.tag == Tag::Unknown && self.stamp(s) > Stamp::ZERO;
             h.stamp(self.stamp(s));
         }
-        for (name, x) in self.xattrs_of(i).into_iter().filter(|(_, x)| x.value.is_none()) {
+        // What is shown tells of the values, but nothing is shown of what is dead, and it may come back.
+        let dead = !entries.iter().any(|e| self.own_live(*e));
+        for (name, x) in self.xattrs_of(i).into_iter().filter(|(_, x)| dead || x.value.is_none()) {
             any = true;
             h.bytes(name).stamp(x.stamp);
         }
