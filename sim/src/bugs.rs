@@ -68,7 +68,7 @@ pub const HUNTS: &[Hunt] = &[
     hunt(Bug::IgnoreIncarnation, "default", 50),
     scenario!(AllowCycle, "cycle"),
     hunt(Bug::CountDownMember, "acknowledged", 1000),
-    hunt(Bug::HearBeforeScan, "saves", 300),
+    hunt(Bug::HearBeforeScan, "saves", 50),
 ];
 
 /// What a hunt came to.
