@@ -89,6 +89,12 @@ pub enum Bug {
     SkipCheckQuorum,
     /// Consensus: membership is changed before the leader has committed an entry of its own term.
     ChangeTooEarly,
+    /// A watcher that has just caught up misses what was applied meanwhile.
+    WatchSkipsEvent,
+    /// A follower ends leases.
+    ExpireOnFollower,
+    /// A leader that returns uses what it knew of leases when it last led.
+    LeaseExpiresEarly,
 }
 
 impl Bug {
@@ -119,7 +125,14 @@ impl Bug {
     ];
 
     /// Those of the replicated store, which its own tests find.
-    pub const STORE: [Bug; 3] = [Bug::ApplyTwice, Bug::CompactLiveVersion, Bug::GrantLockTwice];
+    pub const STORE: [Bug; 6] = [
+        Bug::ApplyTwice,
+        Bug::CompactLiveVersion,
+        Bug::GrantLockTwice,
+        Bug::WatchSkipsEvent,
+        Bug::ExpireOnFollower,
+        Bug::LeaseExpiresEarly,
+    ];
 
     /// Those of [`crate::raft`], which tests of the core itself hunt.
     pub const CONSENSUS: [Bug; 16] = [

@@ -108,6 +108,27 @@ pub const SNAPSHOT_KEPT_MAX_BYTES: usize = 64 * 1024 * 1024;
 pub const SNAPSHOT_COMMANDS_MAX: u64 = 10_000_000;
 /// Records looked at for one chunk of a snapshot.
 pub const SNAPSHOT_RECORDS_PER_CHUNK_MAX: usize = 16_384;
+/// Watchers of a node.
+pub const WATCHERS_MAX: usize = 100_000;
+/// Watchers of one client's stream.
+pub const WATCHERS_PER_STREAM_MAX: usize = 10_000;
+/// What one watcher has been sent and not yet taken, beyond which it falls behind. One message may exceed it.
+pub const WATCH_IN_FLIGHT_BYTES: usize = 1024 * 1024;
+/// Events of one message to a watcher, beyond which another one is begun with the next revision (or, for those who agreed to
+/// fragments, with the next event).
+pub const WATCH_RESPONSE_MAX_BYTES: usize = 512 * 1024;
+/// Changes of keys that are looked at for watchers in one portion.
+pub const WATCH_RECORDS_PER_STEP: usize = 4096;
+/// A watcher that asked for signs of life is told something at least so often.
+pub const WATCH_PROGRESS_INTERVAL: Span = Span::s(600);
+/// The remaining time of leases that last longer than this is written down so often.
+pub const LEASE_CHECKPOINT_INTERVAL: Span = Span::s(300);
+/// The end of a lease that was proposed and did not come is proposed again after this.
+pub const LEASE_RETRY: Span = Span::s(3);
+/// Leases that a new leader looks at in one portion.
+pub const LEASES_PER_STEP: usize = 4096;
+/// Leases of which the end is proposed and not yet applied.
+pub const LEASE_EXPIRE_IN_FLIGHT_MAX: usize = 4096;
 /// One command of the replicated log.
 pub const RAFT_COMMAND_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// Commands in one proposal.

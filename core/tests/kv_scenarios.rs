@@ -14,7 +14,13 @@
 //! flock [KIND:]FILE OWNER shared|exclusive [FIRST-LAST] [wait=ID] [blind]      funlock FILE OWNER [FIRST-LAST]
 //! getlk FILE OWNER MODE [FIRST-LAST]   file FILE   cancel ID   end session NODE SESSION   end node NODE
 //! snapshot put ID REV | del ID | begin | chunk | tamper | restore | end
+//! watch STREAM KEYS [id=N] [start=REV] [prev] [noput] [nodelete] [progress] [fragment]     unwatch STREAM.ID     close STREAM
+//! events        what the streams are told, and nobody takes it        take STREAM   it takes what it was sent
+//! progress STREAM       at SECONDS   it is so late now
+//! lessor promote | demote | pump         keepalive ID         left ID
 //! ```
+//! A value written as `x*N` is N letters. Proposals of the lessor are applied at once; its grace is 2 s.
+//!
 //! Beside the store of the story there is another replica that hears the same commands but sweeps at other times, is
 //! checkpointed and started anew after each, and must always be equal.
 //!
@@ -25,11 +31,14 @@ mod kv_support;
 
 use ice_core::kv::command::{Action, By, Command};
 use ice_core::kv::lease::LeaseId;
+use ice_core::kv::lessor::{KeepAlive, Lessor};
 use ice_core::kv::lock::{Grant, LockAnswer};
 use ice_core::kv::range::{KeyValue, RangeAnswer};
 use ice_core::kv::snapshot::{Chunk, Restore, SnapshotCursor, SnapshotId};
 use ice_core::kv::txn::{DeleteAnswer, OpAnswer, PutAnswer, TxnAnswer};
+use ice_core::kv::watch::{Hub, Message, StreamId, Told, WatchId, WatchSpec};
 use ice_core::kv::{Answer, Effect, Error, Outcome, Store};
+use ice_core::time::{Instant, Span};
 use kv_support::{Replica, parse, text};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -40,10 +49,18 @@ struct Story {
     twin: Replica,
     index: u64,
     snapshot: Option<(SnapshotId, SnapshotCursor, Vec<Chunk>)>,
+    hub: Hub,
+    untaken: Vec<(WatchId, usize)>,
+    lessor: Lessor,
+    now: Instant,
+}
+
+fn value(b: &[u8]) -> String {
+    if b.len() > 40 { format!("({} bytes)", b.len()) } else { text(b) }
 }
 
 fn kv(kv: &KeyValue) -> String {
-    let mut s = format!("{}={}", text(&kv.key), text(&kv.value));
+    let mut s = format!("{}={}", text(&kv.key), value(&kv.value));
     let _ = write!(s, " create={} mod={} version={}", kv.create, kv.modified, kv.version);
     if kv.lease.0 != 0 {
         let _ = write!(s, " lease={}", kv.lease.0);
@@ -132,7 +149,63 @@ impl Story {
         self.twin.restart();
         assert_eq!(self.twin.store.digest(), self.store.digest(), "replicas differ");
         assert_eq!(self.twin.store.hash(0), self.store.hash(0));
+        self.lessor.effects(&self.store, &o.effects, self.now);
         outcome(&o)
+    }
+
+    fn watch(&mut self, w: &mut parse::Words<'_>) -> Option<Vec<String>> {
+        let start = w.number("start");
+        let id = w.option("id").map(|n| n.parse().expect("an id"));
+        let (prev_kv, no_put, no_delete) = (w.flag("prev"), w.flag("noput"), w.flag("nodelete"));
+        let (progress, fragment) = (w.flag("progress"), w.flag("fragment"));
+        let ["watch", stream, keys] = w.words[..] else { return None };
+        let stream = StreamId(stream.parse().expect("a stream"));
+        let (key, end) = parse::range(keys);
+        let spec = WatchSpec { key, end, start, no_put, no_delete, prev_kv, progress, fragment };
+        let mut out = Vec::new();
+        Some(match self.hub.create(&self.store, self.now, stream, id, spec, &mut out) {
+            Err(e) => vec![format!("error {e:?}")],
+            Ok(_) => self.messages(out),
+        })
+    }
+
+    fn messages(&mut self, messages: Vec<Message>) -> Vec<String> {
+        let mut out = Vec::new();
+        for m in messages {
+            let to = m.stream.0;
+            match m.told {
+                Told::Created { id, revision } => out.push(format!("{to}.{id} created at revision {revision}")),
+                Told::Progress { id: Some(id), revision } => out.push(format!("{to}.{id} nothing until {revision}")),
+                Told::Progress { id: None, revision } => out.push(format!("{to} all told until {revision}")),
+                Told::Cancelled { id, compacted: Some(c), .. } => {
+                    out.push(format!("{to}.{id} cancelled, compacted {c}"));
+                }
+                Told::Cancelled { id, .. } => out.push(format!("{to}.{id} cancelled")),
+                Told::Events { id, revision, events, fragment, bytes } => {
+                    let more = if fragment { ", more of it follows" } else { "" };
+                    out.push(format!("{to}.{id} until {revision}{more}"));
+                    self.untaken.push((WatchId { stream: m.stream, id }, bytes));
+                    for e in events {
+                        let what = if e.deleted { "deleted" } else { "put" };
+                        out.push(format!(". {what} {}", kv(&e.kv)));
+                        out.extend(e.prev.as_ref().map(|p| format!(".   was {}", kv(p))));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn events(&mut self) -> Vec<String> {
+        let mut out = Vec::new();
+        while self.hub.advance(&self.store, self.now, &mut out) {}
+        while self.hub.catch_up(&self.store, self.now, 3, &mut out) {}
+        self.hub.signs_of_life(self.now, &mut out);
+        let mut lines = self.messages(out);
+        if self.hub.behind() > 0 {
+            lines.push(format!("{} behind", self.hub.behind()));
+        }
+        if lines.is_empty() { vec!["none".into()] } else { lines }
     }
 
     fn snapshot(&mut self, what: &str) -> Vec<String> {
@@ -300,6 +373,66 @@ impl Story {
                     Some(h) => vec![format!("{:?} by {}.{}", h.mode, h.owner.replica.0, h.owner.id)],
                 }
             }
+            ["at", seconds] => {
+                self.now = Instant(seconds.parse::<u64>().ok()? * 1_000_000_000);
+                return Some(vec![]);
+            }
+            ["watch", ..] => self.watch(&mut w)?,
+            ["unwatch", who] => {
+                let (stream, id) = who.split_once('.')?;
+                let who = WatchId { stream: StreamId(stream.parse().ok()?), id: id.parse().ok()? };
+                let mut out = Vec::new();
+                let found = self.hub.cancel(&self.store, who, &mut out);
+                if found { self.messages(out) } else { vec!["there is none".into()] }
+            }
+            ["close", stream] => {
+                self.hub.close(StreamId(stream.parse().ok()?));
+                vec![format!("{} watchers are left", self.hub.len())]
+            }
+            ["events"] => self.events(),
+            ["take", stream] => {
+                let stream = StreamId(stream.parse().ok()?);
+                for (who, bytes) in self.untaken.iter_mut().filter(|(w, _)| w.stream == stream) {
+                    self.hub.taken(*who, std::mem::take(bytes));
+                }
+                return Some(vec![]);
+            }
+            ["progress", stream] => {
+                self.hub.ask_progress(StreamId(stream.parse().ok()?));
+                return Some(vec![]);
+            }
+            ["lessor", "promote"] => {
+                self.lessor.promote(Span::s(2));
+                return Some(vec![]);
+            }
+            ["lessor", "demote"] => {
+                self.lessor.demote();
+                return Some(vec![]);
+            }
+            ["lessor", "pump"] => {
+                let mut actions = Vec::new();
+                while self.lessor.pump(&self.store, self.now, &mut actions) {}
+                let mut out = vec![];
+                for action in actions {
+                    out.push(format!("proposes {action:?}"));
+                    out.extend(self.command(By::Node, action));
+                }
+                if out.is_empty() { vec!["proposes nothing".into()] } else { out }
+            }
+            ["keepalive", id] => match self.lessor.keep_alive(&self.store, LeaseId(id.parse().ok()?), self.now) {
+                Ok(KeepAlive::Renewed { ttl_s }) => vec![format!("for {ttl_s} s")],
+                Ok(KeepAlive::Propose { action, ttl_s }) => {
+                    let mut out = vec![format!("after {action:?}")];
+                    out.extend(self.command(By::Node, action));
+                    out.push(format!("for {ttl_s} s"));
+                    out
+                }
+                Err(e) => vec![format!("{e:?}")],
+            },
+            ["left", id] => match self.lessor.time_left_s(LeaseId(id.parse().ok()?), self.now) {
+                Some(s) => vec![format!("{s} s")],
+                None => vec!["unknown here".into()],
+            },
             ["snapshot", what @ ("begin" | "chunk" | "tamper" | "restore" | "end")] => self.snapshot(what),
             _ => {
                 // What belongs to the cluster itself is proposed by it.

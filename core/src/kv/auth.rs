@@ -53,17 +53,18 @@ impl Default for Auth {
     }
 }
 
-/// The end of a range, comparable with others: before this key, or with it, or nowhere.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Upto<'a> {
-    Key(&'a [u8], bool),
+/// The end of a range, comparable with others.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Upto {
+    Before(Vec<u8>),
     All,
 }
 
-fn upto<'a>(r: &KeyRange<'a>) -> Upto<'a> {
+fn upto(r: &KeyRange<'_>) -> Upto {
     match r.end {
-        RangeEnd::Single => Upto::Key(r.start, true),
-        RangeEnd::Before(end) => Upto::Key(end, false),
+        // No key is between a key and itself with a zero byte.
+        RangeEnd::Single => Upto::Before([r.start, &[0]].concat()),
+        RangeEnd::Before(end) => Upto::Before(end.to_vec()),
         RangeEnd::Open => Upto::All,
     }
 }
@@ -175,14 +176,15 @@ impl Auth {
         granted.sort_by_key(|r| r.start);
         // The permissions together have to cover it: `at` is how far they do.
         let wanted = upto(&range);
-        let mut at = Upto::Key(range.start, false);
+        let start = Upto::Before(range.start.to_vec());
+        let mut at = start.clone();
         for g in &granted {
-            if Upto::Key(g.start, false) > at {
+            if Upto::Before(g.start.to_vec()) > at {
                 break;
             }
             at = at.max(upto(g));
         }
-        if at >= wanted && at > Upto::Key(range.start, false) { Ok(()) } else { Err(Error::PermissionDenied) }
+        if at >= wanted && at > start { Ok(()) } else { Err(Error::PermissionDenied) }
     }
 
     pub(super) fn apply(&mut self, action: &AuthAction, rows: &mut Rows) -> Result<(), Error> {

@@ -76,6 +76,9 @@ impl Store {
                 .filter(|r| !self.survives(r, compacted) || (drops_live && r.rev.main() == compacted))
                 .map(|r| (r.rev, r.key, super::history::cost(self.index.key(r.key).len(), r.value.len())))
                 .collect();
+            if !gone.is_empty() {
+                self.thinned = compacted;
+            }
             for (rev, slot, cost) in &gone {
                 self.index.drop_rev(*slot, *rev);
                 self.size_bytes -= cost;

@@ -1,7 +1,8 @@
 //! Keys in their order, each with the revisions that changed it.
 //!
 //! The order is kept apart from the keys: leaves of slot numbers, found by comparing the keys behind them. A key costs its
-//! bytes once, 32 bytes of slot and some 6 of order.
+//! bytes once, 32 bytes of slot and some 6 of order. Leaves keep a copy of their first key, so that finding the leaf touches
+//! little memory.
 
 use super::history::Rev;
 use super::keys::{KeyRange, RangeEnd};
@@ -10,7 +11,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
-const LEAF: usize = 512;
+const LEAF: usize = 256;
 
 /// Revisions of a key, oldest first. Most keys have one.
 #[derive(Clone, Serialize, Deserialize)]
@@ -36,11 +37,19 @@ struct Slot {
     revs: Revs,
 }
 
+/// Slots of keys that follow each other. Never empty.
+#[derive(Serialize, Deserialize)]
+struct Leaf {
+    #[serde(with = "serde_bytes")]
+    first: Box<[u8]>,
+    slots: Vec<u32>,
+}
+
 /// All keys that have a revision.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct Index {
     slots: Slab<Slot>,
-    leaves: Vec<Vec<u32>>,
+    leaves: Vec<Leaf>,
 }
 
 impl Index {
@@ -69,14 +78,14 @@ impl Index {
 
     /// The leaf in which `key` is or would be, and the place in it.
     fn locate(&self, key: &[u8]) -> (usize, Result<usize, usize>) {
-        let leaf = self.leaves.partition_point(|l| self.key(l[0]) <= key).saturating_sub(1);
-        let found = self.leaves.get(leaf).map_or(Err(0), |l| l.binary_search_by(|s| self.key(*s).cmp(key)));
+        let leaf = self.leaves.partition_point(|l| *l.first <= *key).saturating_sub(1);
+        let found = self.leaves.get(leaf).map_or(Err(0), |l| l.slots.binary_search_by(|s| self.key(*s).cmp(key)));
         (leaf, found)
     }
 
     pub(super) fn find(&self, key: &[u8]) -> Option<u32> {
         let (leaf, found) = self.locate(key);
-        found.ok().map(|n| self.leaves[leaf][n])
+        found.ok().map(|n| self.leaves[leaf].slots[n])
     }
 
     /// Adds a revision, which is later than all others of the key.
@@ -84,7 +93,7 @@ impl Index {
         let (leaf, found) = self.locate(key);
         match found {
             Ok(n) => {
-                let slot = self.leaves[leaf][n];
+                let slot = self.leaves[leaf].slots[n];
                 match &mut self.slots[slot].revs {
                     Revs::Many(v) => v.push(rev),
                     one => {
@@ -102,27 +111,32 @@ impl Index {
         }
     }
 
+    fn leaf(&self, slots: Vec<u32>) -> Leaf {
+        Leaf { first: self.key(slots[0]).into(), slots }
+    }
+
     fn insert(&mut self, leaf: usize, at: usize, slot: u32) {
         let Some(l) = self.leaves.get_mut(leaf) else {
-            self.leaves.push(alloc::vec![slot]);
+            let new = self.leaf(alloc::vec![slot]);
+            self.leaves.push(new);
             return;
         };
-        if l.len() < LEAF {
-            l.insert(at, slot);
-            return;
-        }
         // Keys that come in order leave full leaves behind them.
-        if at == LEAF {
-            self.leaves.insert(leaf + 1, alloc::vec![slot]);
+        if l.slots.len() >= LEAF && at == l.slots.len() {
+            let new = self.leaf(alloc::vec![slot]);
+            self.leaves.insert(leaf + 1, new);
             return;
         }
-        let mut tail = l.split_off(LEAF / 2);
-        l.shrink_to_fit();
-        match at.checked_sub(LEAF / 2) {
-            Some(n) => tail.insert(n, slot),
-            None => l.insert(at, slot),
+        l.slots.insert(at, slot);
+        if l.slots.len() > LEAF {
+            let tail = l.slots.split_off(LEAF / 2);
+            l.slots.shrink_to_fit();
+            let new = self.leaf(tail);
+            self.leaves.insert(leaf + 1, new);
         }
-        self.leaves.insert(leaf + 1, tail);
+        if at == 0 {
+            self.leaves[leaf].first = self.key(slot).into();
+        }
     }
 
     /// Takes out a revision; the key goes with its last one. True if it went.
@@ -131,7 +145,7 @@ impl Index {
         if s.revs.as_slice() == [rev] {
             let (leaf, found) = self.locate(self.key(slot));
             if let Ok(n) = found {
-                self.leaves[leaf].remove(n);
+                self.leaves[leaf].slots.remove(n);
                 self.mend(leaf);
             }
             self.slots.remove(slot);
@@ -149,11 +163,12 @@ impl Index {
     }
 
     fn mend(&mut self, leaf: usize) {
-        if self.leaves[leaf].is_empty() {
+        // A first key that has gone still divides what is left from what is before it.
+        if self.leaves[leaf].slots.is_empty() {
             self.leaves.remove(leaf);
-        } else if leaf > 0 && self.leaves[leaf - 1].len() + self.leaves[leaf].len() <= LEAF / 2 {
+        } else if leaf > 0 && self.leaves[leaf - 1].slots.len() + self.leaves[leaf].slots.len() <= LEAF / 2 {
             let tail = self.leaves.remove(leaf);
-            self.leaves[leaf - 1].extend(tail);
+            self.leaves[leaf - 1].slots.extend(tail.slots);
         }
     }
 
@@ -165,10 +180,9 @@ impl Index {
             RangeEnd::Single => usize::from(found.is_ok()),
             _ => usize::MAX,
         };
-        let head = self.leaves.get(leaf).map_or(&[][..], |l| &l[at..]);
+        let head = self.leaves.get(leaf).map_or(&[][..], |l| &l.slots[at..]);
         let tail = self.leaves.get(leaf + 1..).unwrap_or_default();
-        let all = head.iter().chain(tail.iter().flatten()).copied().take(count);
-        // Whole leaves are compared at their ends only where the range reaches beyond them.
+        let all = head.iter().chain(tail.iter().flat_map(|l| &l.slots)).copied().take(count);
         all.take_while(move |s| match range.end {
             RangeEnd::Before(end) => self.key(*s) < end,
             _ => true,

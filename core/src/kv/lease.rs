@@ -1,4 +1,4 @@
-//! Leases: the part that every replica has. Who notices that a time is over is the lessor, on the leader.
+//! Leases: the part that every replica has. Who notices that a time is over is [`super::lessor::Lessor`], on the leader.
 
 use super::error::Error;
 use super::rows::RowKey;
@@ -69,9 +69,9 @@ impl Store {
     }
 
     /// All leases from `after` on (not included), by id.
-    pub fn leases_after(&self, after: LeaseId) -> impl Iterator<Item = (LeaseId, &Lease)> {
+    pub fn leases_after(&self, after: Option<LeaseId>) -> impl Iterator<Item = (LeaseId, &Lease)> {
         use core::ops::Bound::{Excluded, Unbounded};
-        self.leases.range((Excluded(after), Unbounded)).map(|(id, l)| (*id, l))
+        self.leases.range((after.map_or(Unbounded, Excluded), Unbounded)).map(|(id, l)| (*id, l))
     }
 
     /// All leases, by id.

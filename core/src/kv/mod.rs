@@ -16,6 +16,9 @@
 //! * **upkeep**, in portions, whenever there is time: [`Store::sweep`].
 //!
 //!
+//! Beside the store, on each node for itself: [`watch::Hub`] tells watchers what was applied; [`lessor::Lessor`], on the
+//! leader, notices whose time is over.
+//!
 //! # The data model
 //!
 //! It is etcd's. The store has a **revision**, which begins at 1 and grows by one with each command that changes a key. Each
@@ -44,11 +47,13 @@ mod history;
 mod index;
 pub mod keys;
 pub mod lease;
+pub mod lessor;
 pub mod lock;
 pub mod range;
 pub mod rows;
 pub mod snapshot;
 pub mod txn;
+pub mod watch;
 
 use crate::bug::Bug;
 use crate::limits;
@@ -115,7 +120,7 @@ pub enum Answer {
 /// What a command did to others. Only the node that is concerned acts on it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Effect {
-    /// For the lessor: a lease begins.
+    /// For the [`lessor::Lessor`]: a lease begins.
     LeaseGranted {
         /// Which.
         id: LeaseId,
@@ -189,6 +194,8 @@ pub struct Store {
     // What follows is this replica's own business.
     size_bytes: u64,
     sweep_from: Option<(u64, u32)>,
+    /// The last compaction of which something was taken out.
+    thinned: u64,
     rows: Rows,
     bug: Option<Bug>,
 }
@@ -209,6 +216,7 @@ impl Default for Store {
             snapshots: BTreeMap::new(),
             size_bytes: 0,
             sweep_from: None,
+            thinned: 0,
             rows: Rows::default(),
             bug: None,
         }

@@ -111,7 +111,9 @@ pub(super) struct Rows {
     dirty: BTreeSet<RowKey>,
     /// Records from here on were not taken yet.
     taken: (u64, u32),
-    /// Records that were taken, and went since.
+    /// Records before this may stand on disk although they were not taken from this store: it took another one's place.
+    inherited: (u64, u32),
+    /// Records that stand on disk, and went since.
     dropped: BTreeSet<(u64, u32)>,
     /// The meta row as it was taken last.
     meta: Option<Meta>,
@@ -127,7 +129,7 @@ impl Rows {
 
     /// A record went.
     pub(super) fn record_dropped(&mut self, place: (u64, u32)) {
-        if place < self.taken {
+        if place < self.taken || place < self.inherited {
             self.dropped.insert(place);
         }
     }
@@ -258,8 +260,10 @@ impl Store {
     /// that only the old one has are to be deleted.
     pub fn replaces(&mut self, old: &Store) {
         self.rows.taken = (0, 0);
+        self.rows.inherited = old.rows.taken.max(old.rows.inherited);
         self.rows.meta = None;
-        let known = |r: &&Record| r.rev.place() < old.rows.taken;
+        let upto = self.rows.inherited;
+        let known = |r: &&Record| r.rev.place() < upto;
         let stale =
             old.history.from((0, 0)).take_while(known).map(|r| r.rev.place()).chain(old.rows.dropped.iter().copied());
         self.rows.dropped = stale.filter(|p| self.history.get(Rev::new(p.0, p.1, false)).is_none()).collect();
@@ -358,6 +362,7 @@ impl Loader {
         store.applied = meta.applied;
         store.revision = meta.revision;
         store.compacted = meta.compacted;
+        store.thinned = meta.compacted;
         store.fence = meta.fence;
         store.auth.enabled = meta.auth_enabled;
         store.auth.revision = meta.auth_revision;

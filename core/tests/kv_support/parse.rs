@@ -62,7 +62,11 @@ impl<'a> Words<'a> {
 pub fn put(w: &mut Words<'_>) -> Option<Put> {
     let lease = LeaseId(w.number("lease"));
     let (prev_kv, ignore_value, ignore_lease) = (w.flag("prev"), w.flag("ignore_value"), w.flag("ignore_lease"));
-    let bytes = |s: &str| if s == "-" { vec![] } else { s.as_bytes().to_vec() };
+    let bytes = |s: &str| match s.split_once('*') {
+        _ if s == "-" => vec![],
+        Some((letter, n)) => letter.as_bytes().repeat(number(n)),
+        None => s.as_bytes().to_vec(),
+    };
     let value = match w.words[..] {
         ["put", _, v] => bytes(v),
         ["put", _] => vec![],
