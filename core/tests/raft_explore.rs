@@ -56,13 +56,16 @@ enum Start {
     /// The first made the learner a voter, which only that one knows; then the second was elected by the others, wants to remove
     /// one of them, and the first was too late to be elected in the same term.
     Rivals,
+    /// The second has been asked to write an entry of the first, which the first lost in a crash. Now the first leads again.
+    Overwritten,
 }
 
 #[derive(Clone, Debug)]
 enum Action {
     Deliver(usize),
     Repeat(usize),
-    Sync(ReplicaId),
+    /// So many writes become durable.
+    Sync(ReplicaId, usize),
     Campaign(ReplicaId),
     Propose(ReplicaId),
     Crash(ReplicaId, usize),
@@ -102,6 +105,22 @@ fn begin(plan: &Plan) -> World {
     let last = ReplicaId(plan.voters);
     match plan.start {
         Start::Cold | Start::Settled => (),
+        Start::Overwritten => {
+            let (one, two, three) = (ReplicaId(1), ReplicaId(2), ReplicaId(3));
+            w.host_mut(one).auto_sync = false;
+            w.host_mut(two).auto_sync = false;
+            w.step(one, Some(Input::Propose { request: 0, commands: vec![Bytes::from(vec![9])] }));
+            pass_between(&mut w, one, two);
+            w.net.clear();
+            w.crash(one, 0);
+            w.host_mut(one).auto_sync = true;
+            w.start(one);
+            w.step(one, Some(Input::Campaign { handover: true }));
+            pass_between(&mut w, one, two);
+            pass_between(&mut w, one, three);
+            pass_between(&mut w, three, one);
+            w.net.retain(|m| matches!(m.body, Body::Append { .. }));
+        }
         Start::Eight => {
             w.step(ReplicaId(1), Some(Input::Propose { request: 0, commands: vec![Bytes::from(vec![9])] }));
             w.net.clear();
@@ -190,7 +209,10 @@ fn actions(w: &World, b: &Budget, plan: &Plan) -> Vec<Action> {
         let Some(r) = &h.raft else { continue };
         let id = h.id;
         if !h.disk.unsynced.is_empty() {
-            all.push(Action::Sync(id));
+            all.push(Action::Sync(id, usize::MAX));
+        }
+        if plan.start == Start::Overwritten && h.disk.unsynced.len() > 1 {
+            all.push(Action::Sync(id, 1));
         }
         let leads = r.role() == Role::Leader;
         // All are alike in the beginning; of the rivals it is the first one's turn.
@@ -248,7 +270,7 @@ fn act(w: &mut World, b: &mut Budget, a: &Action) {
             let m = w.net[k].clone();
             w.step(m.to, Some(Input::Message(m)));
         }
-        Action::Sync(id) => w.sync(id, usize::MAX),
+        Action::Sync(id, n) => w.sync(id, n),
         Action::Campaign(id) => {
             b.campaigns -= 1;
             w.step(id, Some(Input::Campaign { handover: true }));
@@ -414,6 +436,12 @@ fn rivals() -> Plan {
     Plan { start: Start::Rivals, ..plan(4, 1, Budget { campaigns: 1, ..NONE }) }
 }
 
+#[cfg(feature = "planted-bugs")]
+/// Writes in flight for entries that are replaced.
+fn overwritten() -> Plan {
+    Plan { start: Start::Overwritten, ..plan(3, 0, NONE) }
+}
+
 /// Each mistake is found within so many states; without it, the same search finds nothing.
 #[cfg(feature = "planted-bugs")]
 #[test]
@@ -421,6 +449,7 @@ fn planted_bugs_are_found() {
     let hunts = [
         (Bug::VoteTwice, 100, plan(3, 0, Budget { campaigns: 1, ..NONE })),
         (Bug::RaftAckBeforeDurable, 100, slow(settled(2, 0, Budget { proposals: 1, ..NONE }))),
+        (Bug::StaleTicket, 1000, slow(overwritten())),
         (Bug::StaleRead, 3000, settled(3, 0, Budget { campaigns: 1, reads: 1, ..NONE })),
         (Bug::VoteForShorter, 100, settled(3, 0, Budget { campaigns: 1, proposals: 1, ..NONE })),
         (Bug::CommitOldTerm, 2000, eight()),

@@ -473,7 +473,6 @@ fn planted_bugs_are_found() {
         (Bug::KeepConflict, 10),
         (Bug::OldSnapshot, 119),
         (Bug::RaftApplyTwice, 10),
-        (Bug::StaleTicket, 119),
         (Bug::SkipCheckQuorum, 10),
     ];
     for bug in Bug::CONSENSUS {

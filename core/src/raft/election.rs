@@ -8,6 +8,9 @@ use super::{Bug, Raft, ReplicaId};
 use crate::time::Span;
 use alloc::vec::Vec;
 
+/// How many election timeouts a replica with a slow disk leaves to others. Where all disks are slow, one must lead all the same.
+const SLOW_PATIENCE: u64 = 4;
+
 impl Raft {
     /// Nobody else has a say.
     pub(super) fn is_alone(&self) -> bool {
@@ -16,8 +19,8 @@ impl Raft {
     }
 
     pub(super) fn can_campaign(&self) -> bool {
-        let disk = self.lane == Lane::Fine || (self.lane == Lane::Slow && self.is_alone());
-        disk && !self.stopping
+        self.lane != Lane::Failed
+            && !self.stopping
             && self.broken.is_none()
             && self.installing.is_none()
             && self.hard.term < TERM_MAX
@@ -32,10 +35,16 @@ impl Raft {
         membership.is_voter(me) || (index > self.commit && self.log.membership_at(index - 1).is_voter(me))
     }
 
+    /// Its disk is slow, and there are others. It leads only if none of them wants to.
+    pub(super) fn leaves_it_to_others(&self) -> bool {
+        self.lane == Lane::Slow && !self.is_alone()
+    }
+
     /// Waits for a leader, for a while.
     pub(super) fn rest(&mut self) {
         let jitter = if self.config.jitter.0 > 0 { self.rng.below(self.config.jitter.0) } else { 0 };
-        self.election_at = self.now.after(Span(self.config.election.0.saturating_add(jitter)));
+        let patience = if self.leaves_it_to_others() { SLOW_PATIENCE } else { 1 };
+        self.election_at = self.now.after(Span(self.config.election.0.saturating_mul(patience).saturating_add(jitter)));
     }
 
     /// A leader was heard a moment ago (or this is one): it is not to be replaced.
@@ -128,13 +137,14 @@ impl Raft {
     pub(super) fn on_vote(&mut self, from: ReplicaId, last: (Index, Term), fx: &mut Vec<Effect>) {
         let free = match self.hard.vote {
             Some(v) => v == from,
-            None => self.leader.is_none() && self.role == Role::Follower,
+            None => self.leader.is_none() && matches!(self.role, Role::Follower | Role::PreCandidate),
         };
         if free && self.up_to_date(last) && self.lane != Lane::Failed {
             if self.hard.vote.is_none() {
                 self.hard.vote = Some(from);
                 self.disk.hard_dirty = true;
             }
+            self.follow(self.hard.term, None, fx);
             self.owes.vote = Some(from);
             self.rest();
         } else {

@@ -89,7 +89,7 @@ impl Raft {
                 self.on_snapshot((m.from, m.term, transfer), base, piece, data, last, fx);
             }
             Body::TimeoutNow => {
-                if self.can_campaign() {
+                if self.can_campaign() && !self.leaves_it_to_others() {
                     self.campaign(true, fx);
                 }
             }

@@ -114,7 +114,7 @@ pub enum Lane {
     /// Writes are answered soon.
     #[default]
     Fine,
-    /// They are answered, but so late that others should lead.
+    /// They are answered, but so late that others should lead, if there are any whose lane is better.
     Slow,
     /// They are not answered. What was in flight will never be, also when the lane is `Fine` again: it is written again then.
     Failed,

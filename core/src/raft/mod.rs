@@ -371,14 +371,13 @@ impl Raft {
         if was == Lane::Failed && lane != Lane::Failed {
             self.disk.forget_flights(self.log.base().index);
         }
-        if lane == Lane::Fine {
-            if was != Lane::Fine {
-                self.rest();
-            }
-        } else if self.role == Role::Leader {
-            self.give_up(fx);
-        } else if self.role != Role::Follower {
-            self.follow(self.hard.term, None, fx);
+        if was == lane {
+            return;
+        }
+        match self.role {
+            Role::Leader if lane != Lane::Fine => self.give_up(fx),
+            Role::PreCandidate | Role::Candidate if lane == Lane::Failed => self.follow(self.hard.term, None, fx),
+            _ => self.rest(),
         }
     }
 

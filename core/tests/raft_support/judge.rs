@@ -66,6 +66,15 @@ impl Judge {
         }
     }
 
+    /// What is acknowledged is what the disk has there, not something that it had before.
+    pub fn acknowledged(&mut self, m: &Message, raft: &Raft, disk: &Persisted) {
+        let Body::Appended { matched } = m.body else { return };
+        let on_disk = disk.entries.iter().find(|e| e.index == matched).map(|e| e.term);
+        if on_disk.is_some() && raft.term_of(matched).is_some() && on_disk != raft.term_of(matched) {
+            self.blame(format!("{} acknowledges {matched}, and has an older entry there on disk", m.from));
+        }
+    }
+
     pub fn applies(&mut self, id: ReplicaId, applied: Index, e: &Entry) {
         if e.index != applied + 1 {
             self.blame(format!("{id} applies {} after {applied}", e.index));

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The planted bugs that the exploration finds, in its order; the random walk finds the others.
-pub const EXPLORED: [Bug; 8] = [
+pub const EXPLORED: [Bug; 9] = [
     Bug::VoteTwice,
     Bug::RaftAckBeforeDurable,
+    Bug::StaleTicket,
     Bug::StaleRead,
     Bug::VoteForShorter,
     Bug::CommitOldTerm,
@@ -237,6 +238,7 @@ impl World {
             host.lane = *lane;
         }
         let mut inputs: VecDeque<Input> = input.into_iter().collect();
+        let before = self.net.len();
         loop {
             let mut fx = Vec::new();
             while let Some(i) = inputs.pop_front() {
@@ -249,6 +251,9 @@ impl World {
             if inputs.is_empty() {
                 break;
             }
+        }
+        for m in &self.net[before..] {
+            self.judge.acknowledged(m, &raft, &host.disk.synced);
         }
         host.raft = Some(raft);
         self.judge.look(id, &self.hosts);
