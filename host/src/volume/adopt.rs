@@ -11,7 +11,7 @@ use ice_core::ids::{InodeId, Name};
 use ice_core::op::{ContentDigest, Kind};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -47,7 +47,7 @@ pub(crate) struct Pass {
     gone: HashMap<u64, Gone>,
     /// Without a number that could be found again.
     vanished: Vec<Gone>,
-    fresh: Vec<Fresh>,
+    fresh: VecDeque<Fresh>,
     /// Directories to be listed.
     pub(crate) todo: Vec<InodeId>,
     /// Inodes about which the core waits for an answer.
@@ -73,7 +73,7 @@ impl Pass {
     }
     pub(crate) fn fresh(&mut self, fresh: Fresh) {
         self.news = true;
-        self.fresh.push(fresh);
+        self.fresh.push_back(fresh);
     }
     /// What is missing at its name.
     pub(crate) fn missing(&self) -> impl Iterator<Item = &Gone> {
@@ -85,8 +85,8 @@ impl Pass {
     }
     /// What waits for its digest.
     pub(crate) fn asked_fresh(&self) -> impl Iterator<Item = &Fresh> {
-        let some = if self.asked.is_empty() { &[][..] } else { &self.fresh[..] };
-        some.iter().filter(|f| self.is_asked(f.disk))
+        let some = if self.asked.is_empty() { 0 } else { self.fresh.len() };
+        self.fresh.iter().take(some).filter(|f| self.is_asked(f.disk))
     }
     pub(crate) fn is_inline(&self) -> bool {
         self.inline
@@ -192,7 +192,7 @@ impl Shared {
                     continue;
                 }
                 let Some(gone) = pass.gone.remove(&fresh.disk) else {
-                    pass.fresh.push(fresh);
+                    pass.fresh.push_back(fresh);
                     continue;
                 };
                 match self.try_move(ns, pass, &fresh, &gone, &places, insist) {
@@ -206,12 +206,12 @@ impl Shared {
                     Ok(Moved::Blocked) => {
                         blocked = true;
                         pass.gone.insert(fresh.disk, gone);
-                        pass.fresh.push(fresh);
+                        pass.fresh.push_back(fresh);
                     }
                     Err(UNDIGESTED) => {
                         undigested = true;
                         pass.gone.insert(fresh.disk, gone);
-                        pass.fresh.push(fresh);
+                        pass.fresh.push_back(fresh);
                     }
                     Ok(Moved::No) | Err(_) => {
                         self.hints.later_name(gone.dir, gone.name);
@@ -307,6 +307,7 @@ impl Shared {
         let Ok(port) = self.port() else { return };
         let mut dirs: Vec<InodeId> = pass.gone.values().filter(|g| g.is_dir).map(|g| g.inode).collect();
         let mut left = EXPANDED_MAX;
+        let wanted: HashSet<u64> = pass.fresh.iter().map(|f| f.disk).collect();
         while let Some(dir) = dirs.pop() {
             let mut after: Option<Name> = None;
             while left > 0 {
@@ -321,7 +322,7 @@ impl Shared {
                     if child.dir {
                         dirs.push(child.inode);
                     }
-                    if pass.fresh.iter().any(|f| f.disk == disk) {
+                    if wanted.contains(&disk) {
                         let gone = Gone { inode: child.inode, dir, name: child.name, is_dir: child.dir };
                         pass.gone.entry(disk).or_insert(gone);
                     }
@@ -348,7 +349,7 @@ impl Shared {
                 Ok(None) => pass.undigested(fresh.disk),
                 // Digested without the lock, then looked at again.
                 Err(UNDIGESTED) => {
-                    pass.fresh.push(fresh);
+                    pass.fresh.push_back(fresh);
                     continue;
                 }
                 Err(e) => {
