@@ -31,6 +31,7 @@ enum Command {
 
 /// Runs `icecluster` with the process's arguments. `start` assembles a node.
 pub fn main(start: Start) -> ExitCode {
+    ice_host::memory::keep_together();
     let args: Args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(code) => return code,

@@ -87,7 +87,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         (path, ring) => Some(Recorder::new(ring.clone(), path.as_deref()).context("trace")?),
     };
     let seed = Seed(protocol.replica.0 ^ protocol.incarnation.0.rotate_left(32));
-    let engine = Arc::new(Engine::new(protocol, seed, found.disk, Arc::clone(&payloads), tape));
+    let engine = Arc::new(Engine::loaded(protocol, seed, found.disk, found.loading, Arc::clone(&payloads), tape));
+    ice_host::memory::give_back();
 
     let log = Arc::new(LogLane::open(&log_dir(&config.data), LogOptions::default()).context("cannot open the log")?);
     let token = (!config.api_token.is_empty()).then(|| config.api_token.expose().to_owned());
@@ -172,6 +173,7 @@ fn compared(log: &Arc<LogLane>, data: &Arc<Mutex<DataDir>>) -> Box<dyn Fn() + Se
     let (log, data) = (Arc::downgrade(log), Arc::downgrade(data));
     Box::new(move || {
         let (Some(log), Some(data)) = (log.upgrade(), data.upgrade()) else { return };
+        ice_host::memory::give_back();
         let durable = log.sync_blocking();
         let noted = durable
             .map_err(anyhow::Error::from)

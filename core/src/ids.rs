@@ -1,8 +1,11 @@
 //! Identities. All are plain numbers with a type each, ordered, and cheap to copy.
 
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::string::String;
+use core::cmp::Ordering;
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 
 macro_rules! number {
@@ -117,9 +120,17 @@ fn low128(h: &blake3::Hasher) -> u128 {
 }
 
 /// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` and not `..`. Not necessarily UTF-8.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct Name(#[serde(with = "serde_bytes")] Box<[u8]>);
+#[derive(Clone)]
+pub struct Name(Bytes);
+
+/// Most names fit into what a pointer and its allocation would cost.
+const SHORT_NAME_BYTES: usize = 22;
+
+#[derive(Clone)]
+enum Bytes {
+    Short { len: u8, bytes: [u8; SHORT_NAME_BYTES] },
+    Long(Box<[u8]>),
+}
 
 impl Name {
     /// Longest name in bytes, as in every Linux file system.
@@ -132,30 +143,72 @@ impl Name {
             && bytes != b"."
             && bytes != b".."
             && !bytes.iter().any(|b| *b == b'/' || *b == 0);
-        ok.then(|| Name(bytes.into()))
+        if !ok {
+            return None;
+        }
+        let mut short = [0; SHORT_NAME_BYTES];
+        Some(Name(match short.get_mut(..bytes.len()) {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                Bytes::Short { len: bytes.len() as u8, bytes: short }
+            }
+            None => Bytes::Long(bytes.into()),
+        }))
     }
 
     /// The bytes as they stand on disk.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Bytes::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Name) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+impl Eq for Name {}
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Name) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Name {
+    fn cmp(&self, other: &Name) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(self.as_bytes())
     }
 }
 
 // Names come from the network and from disk: decoding applies the same rule as `new`.
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let b: Box<[u8]> = serde_bytes::deserialize(d)?;
+        // From a buffer in memory nothing is allocated for a short name.
+        let b: Cow<'_, [u8]> = serde_bytes::deserialize(d)?;
         Name::new(&b).ok_or_else(|| serde::de::Error::custom("not a path component"))
     }
 }
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+        write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
     }
 }
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        f.write_str(&String::from_utf8_lossy(self.as_bytes()))
     }
 }

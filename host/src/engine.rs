@@ -8,7 +8,7 @@ use ice_core::event::{Ack, Admin, Batch, Change, Event, Found, IoResult, LinkEve
 use ice_core::ids::{InodeId, IoToken, LinkId, OpToken};
 use ice_core::limits::EVENTS_PER_STEP_MAX;
 use ice_core::message::Message;
-use ice_core::node::{Node, View};
+use ice_core::node::{Loading, Node, View};
 use ice_core::rng::Seed;
 use ice_core::time::{Deadline, Instant, Span};
 use ice_core::trace::{FORMAT, Frame, Key, Start, outbox_digest};
@@ -111,10 +111,23 @@ impl Engine {
         seed: Seed,
         disk: Recovered,
         payloads: Arc<PayloadPool>,
+        tape: Option<Recorder>,
+    ) -> Engine {
+        Engine::loaded(config, seed, disk, Loading::default(), payloads, tape)
+    }
+
+    /// The same, with what was loaded already of the checkpoint. A recording into a file can only be replayed if that is nothing
+    /// and `disk` holds all pages.
+    pub fn loaded(
+        config: Config,
+        seed: Seed,
+        disk: Recovered,
+        loading: Loading,
+        payloads: Arc<PayloadPool>,
         mut tape: Option<Recorder>,
     ) -> Engine {
         let copy = tape.as_ref().is_some_and(Recorder::wants_start).then(|| (config.clone(), disk.clone()));
-        let node = Node::recover(config, seed, disk);
+        let node = Node::recover_loaded(config, seed, disk, loading);
         if let (Some(t), Some((config, disk))) = (tape.as_mut(), copy) {
             let start = Start {
                 format: FORMAT,

@@ -7,6 +7,7 @@ pub mod duration;
 pub mod engine;
 pub mod identity;
 pub mod log;
+pub mod memory;
 pub mod node;
 pub mod payload;
 pub mod recorder;

@@ -19,8 +19,9 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// Version of what the tables mean.
 const FORMAT: u64 = 1;
-/// Bytes of memory that redb may use for its page cache.
-const CACHE_BYTES: usize = 64 << 20;
+/// Bytes of memory that redb may use for its page cache: enough for the upper levels of a tree of a million pages. The
+/// kernel caches the file as well.
+const CACHE_BYTES: usize = 8 << 20;
 /// Longest key.
 pub const KEY_MAX_BYTES: usize = 64 * 1024;
 /// Longest value.

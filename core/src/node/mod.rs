@@ -34,7 +34,7 @@ use clock::Clock;
 use journal::Journal;
 use serde::{Deserialize, Serialize};
 
-pub use recover::Meta;
+pub use recover::{Loading, Meta};
 pub use view::View;
 
 /// One node of a cluster, without anything that touches the world.

@@ -22,6 +22,9 @@ use alloc::format;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
+/// Damaged pages that are told of in words.
+const DAMAGE_SAID_MAX: usize = 3;
+
 /// What a checkpoint holds besides the tree.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Meta {
@@ -35,6 +38,46 @@ pub struct Meta {
     pub members: Vec<MemberInfo>,
     /// Number of the next log record when this was written.
     pub next_record: u64,
+}
+
+/// A checkpoint on its way into memory, page by page in any order. So a host that reads a large one need not hold it twice.
+#[derive(Default)]
+pub struct Loading {
+    tree: Tree,
+    meta: Meta,
+    /// Pages that could not be read.
+    damaged: usize,
+    /// The first of them, in words.
+    damage: Vec<alloc::string::String>,
+}
+
+impl core::fmt::Debug for Loading {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Loading").field("inodes", &self.tree.len()).finish_non_exhaustive()
+    }
+}
+
+impl Loading {
+    /// Takes in a page. One that is damaged is left out.
+    pub fn page(&mut self, key: &[u8], value: &[u8]) {
+        let words = match key.split_first() {
+            Some((b't', rest)) => self.tree.load(rest, value).err().map(|why| format!("{why}")),
+            Some((b'm', _)) => match crate::wire::decode::<Meta>(value) {
+                Ok(meta) => {
+                    self.meta = meta;
+                    None
+                }
+                Err(why) => Some(format!("the checkpoint's description: {why}")),
+            },
+            _ => Some("an unknown page in the checkpoint".into()),
+        };
+        if let Some(words) = words {
+            self.damaged += 1;
+            if self.damage.len() < DAMAGE_SAID_MAX {
+                self.damage.push(words);
+            }
+        }
+    }
 }
 
 /// The origin of operations issued by start `incarnation` of `replica`, if it needs one of its own.
@@ -52,24 +95,16 @@ impl Node {
     /// Starts a node from what its host found on disk. Damaged pages are left out and said in a notice of the first step:
     /// the node then asks its peers for what they hold.
     pub fn recover(config: Config, seed: Seed, disk: Recovered) -> Node {
-        let mut damage: Vec<alloc::string::String> = Vec::new();
-        let mut tree = Tree::new();
-        tree.plant(config.bug);
-        let mut meta = Meta::default();
-        for (key, value) in &disk.pages {
-            match key.split_first() {
-                Some((b't', rest)) => {
-                    if let Err(why) = tree.load(rest, value) {
-                        damage.push(format!("{why}"));
-                    }
-                }
-                Some((b'm', _)) => match crate::wire::decode::<Meta>(value) {
-                    Ok(m) => meta = m,
-                    Err(why) => damage.push(format!("the checkpoint's description: {why}")),
-                },
-                _ => damage.push("an unknown page in the checkpoint".into()),
-            }
+        Node::recover_loaded(config, seed, disk, Loading::default())
+    }
+
+    /// The same, with what was loaded already of the checkpoint; `disk.pages` holds the rest.
+    pub fn recover_loaded(config: Config, seed: Seed, mut disk: Recovered, mut loading: Loading) -> Node {
+        for (key, value) in core::mem::take(&mut disk.pages) {
+            loading.page(&key, &value);
         }
+        let Loading { mut tree, meta, damaged, damage: words } = loading;
+        tree.plant(config.bug);
         tree.finish_load();
 
         let mut unproven = (disk.ending == Ending::MachineCrash).then(Unproven::default);
@@ -214,10 +249,8 @@ impl Node {
         node.note_lacking();
         node.first_io.append(&mut node.out.io);
         node.first_life = fresh.then_some(life);
-        if !damage.is_empty() {
-            let n = damage.len();
-            damage.truncate(3);
-            node.first_words = Some(format!("{n} damaged parts in the checkpoint: {}", damage.join("; ")));
+        if damaged > 0 {
+            node.first_words = Some(format!("{damaged} damaged parts in the checkpoint: {}", words.join("; ")));
         }
         node
     }

@@ -15,6 +15,7 @@ pub struct Ticket(pub u64);
 
 /// What [`super::Tree::plan`] wants done.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are of the large one, and few are there at a time")]
 pub enum Step {
     /// Change `backing`. To be answered by [`super::Tree::applied`] or [`super::Tree::failed`].
     Apply {

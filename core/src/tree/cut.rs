@@ -328,7 +328,7 @@ impl Tree {
         self.recheck.remove(&i);
         self.rebirths.remove(&i);
         self.dirty.remove(&i);
-        self.by_inode.remove(&id);
+        self.by_inode.remove(id.0, |i| self.inodes[i].id().0);
         self.inodes.remove(i);
         self.gone.insert(id);
     }

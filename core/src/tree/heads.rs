@@ -116,7 +116,7 @@ impl Tree {
             self.work.at_rest(Work::Head(i, version));
             let id = self.inodes[i].id();
             let copy = EntryId::derive_conflict(id, version);
-            if self.by_entry.contains_key(&copy) {
+            if self.entry_of(copy).is_some() {
                 self.note_copy(id, version, copy.first_inode());
             }
             if version <= self.cut {
@@ -223,7 +223,7 @@ impl Tree {
                     Verdict::Keep(_) if self.held(i).stamp == c && self.on_disk(i) => {
                         let inode = self.inodes[i].id();
                         let copy = EntryId::derive_conflict(inode, c);
-                        if self.by_entry.contains_key(&copy) {
+                        if self.entry_of(copy).is_some() {
                             self.note_copy(inode, c, copy.first_inode());
                         }
                         // Disk has the only copy we need: it is set aside when the winner is installed.

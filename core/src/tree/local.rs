@@ -226,9 +226,7 @@ impl Tree {
     fn generation(&mut self, key: (u32, u32), id: &dyn Fn(u32) -> EntryId) -> (EntryId, Option<EntryId>) {
         let used = |g: u32| {
             let id = id(g);
-            self.by_entry.contains_key(&id)
-                || self.by_inode.contains_key(&id.first_inode())
-                || self.early.contains_key(&id)
+            self.by_entry.contains_key(&id) || self.inode_of(id.first_inode()).is_some() || self.early.contains_key(&id)
         };
         let mut g = self.generations.get(&key).copied().filter(|g| *g > 0 && used(*g - 1)).unwrap_or(0);
         while used(g) {

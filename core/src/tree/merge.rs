@@ -69,7 +69,7 @@ impl Tree {
         if low > high {
             return Vec::new();
         }
-        let told = self.by_inode.range(low..=high).map(|(_, i)| *i).filter(|i| !self.is_forgotten(*i));
+        let told = self.inodes_in(low, high).filter(|i| !self.is_forgotten(*i));
         told.take(max).map(|i| self.state_record(i)).collect()
     }
 

@@ -74,7 +74,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use model::{Entry, HeldContent, Inode, Move, Place, Removal, Seat, Tag, Xattr};
 use serde::{Deserialize, Serialize};
-use slab::{NONE, Replicas, Slab};
+use slab::{Ids, NONE, Replicas, Slab};
 
 /// Tells whether and from where the bytes of a version can be had now.
 pub type Have<'a> = dyn Fn(InodeId, Stamp) -> Option<Source> + 'a;
@@ -94,7 +94,8 @@ pub struct Tree {
     replicas: Replicas,
     inodes: Slab<Inode>,
     entries: Slab<Entry>,
-    by_inode: BTreeMap<InodeId, u32>,
+    by_inode: Ids,
+    /// Entries that did not make their inode; the others are found by what they made.
     by_entry: BTreeMap<EntryId, u32>,
     /// Live entries: (parent, hash of the name, entry).
     names: BTreeSet<(u32, u32, u32)>,
@@ -187,7 +188,7 @@ impl Tree {
             replicas: Replicas::default(),
             inodes: Slab::default(),
             entries: Slab::default(),
-            by_inode: BTreeMap::new(),
+            by_inode: Ids::default(),
             by_entry: BTreeMap::new(),
             names: BTreeSet::new(),
             details: BTreeMap::new(),
@@ -235,7 +236,7 @@ impl Tree {
         root.mode = 0o755;
         let r = t.inodes.insert(root);
         debug_assert_eq!(r, ROOT);
-        t.by_inode.insert(InodeId::ROOT, ROOT);
+        t.by_inode.insert(InodeId::ROOT.0, ROOT);
         t.sums.add(InodeId::ROOT, t.inode_hash(ROOT));
         t
     }
@@ -251,11 +252,22 @@ impl Tree {
     }
 
     fn entry_of(&self, id: EntryId) -> Option<u32> {
-        self.by_entry.get(&id).copied()
+        self.by_entry.get(&id).copied().or_else(|| self.maker_of(id.first_inode(), id))
+    }
+
+    /// The entry `id`, if it is known, of which `made` is the inode that it makes.
+    fn maker_of(&self, made: InodeId, id: EntryId) -> Option<u32> {
+        let e = self.inodes[self.inode_of(made)?].entry;
+        self.entries.get(e).is_some_and(|n| n.has(model::FIRST) && n.id() == id).then_some(e)
     }
 
     fn inode_of(&self, id: InodeId) -> Option<u32> {
-        self.by_inode.get(&id).copied()
+        self.by_inode.get(id.0, |i| self.inodes[i].id().0)
+    }
+
+    /// The slots of the inodes with these ids, by id.
+    fn inodes_in(&self, low: InodeId, high: InodeId) -> impl Iterator<Item = u32> + '_ {
+        self.by_inode.range(low.0, high.0, |i| self.inodes[i].id().0)
     }
 
     /// The slot of an inode; a placeholder if it is new. `at`: when its existence became known.
@@ -264,7 +276,7 @@ impl Tree {
             return i;
         }
         let i = self.inodes.insert(Inode::new(id));
-        self.by_inode.insert(id, i);
+        self.by_inode.insert(id.0, i);
         self.gone.remove(&id);
         if !self.loading {
             self.orphans.insert((at, i));
@@ -274,12 +286,15 @@ impl Tree {
 
     /// The slot of an entry of `inode`; unplaced if it is new.
     fn intern_entry(&mut self, id: EntryId, inode: u32) -> u32 {
-        if let Some(e) = self.entry_of(id) {
+        let made = id.first_inode();
+        if let Some(e) = self.by_entry.get(&id).copied().or_else(|| self.maker_of(made, id)) {
             return e;
         }
-        let first = id.first_inode() == self.inodes[inode].id();
+        let first = made == self.inodes[inode].id();
         let e = self.entries.insert(Entry::new(id, inode, first));
-        self.by_entry.insert(id, e);
+        if !first {
+            self.by_entry.insert(id, e);
+        }
         let i = &mut self.inodes[inode];
         if i.entry == NONE {
             i.entry = e;

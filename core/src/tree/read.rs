@@ -139,7 +139,7 @@ impl Tree {
     /// The first inode whose top 64 bits are `high`.
     pub fn by_prefix(&self, high: u64) -> Option<InodeId> {
         let low = u128::from(high) << 64;
-        self.by_inode.range(InodeId(low)..=InodeId(low | u128::from(u64::MAX))).next().map(|(id, _)| *id)
+        self.inodes_in(InodeId(low), InodeId(low | u128::from(u64::MAX))).next().map(|i| self.id_of(i))
     }
 
     /// The whole logical tree in the order of its paths, without the root. O(n).

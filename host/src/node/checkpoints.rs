@@ -14,6 +14,9 @@ use std::thread::JoinHandle;
 
 type Put = (Box<[u8]>, Option<Box<[u8]>>);
 
+/// After checkpoints with so many pages, memory goes back to the system.
+const LARGE_PAGES: usize = 8192;
+
 /// One `Io::Store`.
 pub(super) struct Job {
     pub(super) token: IoToken,
@@ -36,6 +39,7 @@ impl Checkpoints {
     ) -> io::Result<Checkpoints> {
         let (jobs, inbox): (Sender<Job>, Receiver<Job>) = channel();
         let run = move || {
+            let mut written = 0;
             while let Ok(job) = inbox.recv() {
                 let outcome = carry_out(&mut store, &log, &backing, &job);
                 let result = match outcome {
@@ -49,8 +53,15 @@ impl Checkpoints {
                         IoResult::Failed(why.kind)
                     }
                 };
+                written += job.puts.len();
+                let large = job.commit.is_some() && written >= LARGE_PAGES;
                 let Some(engine) = engine.upgrade() else { break };
                 engine.complete(job.token, result);
+                if large {
+                    drop(job);
+                    written = 0;
+                    crate::memory::give_back();
+                }
             }
         };
         let thread = std::thread::Builder::new().name("ice-checkpoint".into()).spawn(run)?;

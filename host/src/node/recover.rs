@@ -7,6 +7,7 @@ use crate::store::{Store, StoreError};
 use ice_core::action::LogRecord;
 use ice_core::config::{Config as CoreConfig, Ending, Recovered};
 use ice_core::ids::InodeId;
+use ice_core::node::Loading;
 use ice_core::op::OpBody;
 use ice_core::time::Span;
 use std::collections::BTreeSet;
@@ -38,8 +39,10 @@ pub struct Found {
     pub data: DataDir,
     /// The checkpoint's store.
     pub store: Store,
-    /// For the core; `staged` is filled in by the volume.
+    /// For the core; `staged` is filled in by the volume. Without pages, except where everything is recorded into a file.
     pub disk: Recovered,
+    /// The other pages.
+    pub loading: Loading,
     /// After the end of the whole machine: inodes that may be missing or torn on disk without anybody's will.
     pub suspects: BTreeSet<InodeId>,
     /// Damage, in words.
@@ -59,7 +62,17 @@ pub fn recover(config: &Config, payloads: &PayloadPool) -> Result<Found, Recover
     let path = config.data.join("tree.redb");
     let mut whole = true;
     let mut disk = Recovered::default();
-    let store = match read_store(&path, &mut disk) {
+    let mut loading = Loading::default();
+    // A recording into a file begins with all that was found.
+    let keep = config.trace.is_some();
+    let read = read_store(&path, &mut |key, value| {
+        if keep {
+            disk.pages.push((key.into(), value.into()));
+        } else {
+            loading.page(key, value);
+        }
+    });
+    let store = match read {
         Ok(store) => store,
         Err(e) if e.is_damage() => {
             // The tree is rebuilt from what stands in `backing` and from the peers; the log's tail alone means nothing.
@@ -67,6 +80,7 @@ pub fn recover(config: &Config, payloads: &PayloadPool) -> Result<Found, Recover
                 crate::store::set_aside(&path).map_err(|source| RecoverError::Log { path: path.clone(), source })?;
             damage.push(format!("{e}; set aside as {}", aside.display()));
             disk.pages.clear();
+            loading = Loading::default();
             whole = false;
             set_log_aside(&config.data)?;
             Store::open(&path)?
@@ -102,12 +116,12 @@ pub fn recover(config: &Config, payloads: &PayloadPool) -> Result<Found, Recover
     };
     let suspects = if disk.ending == Ending::MachineCrash { suspects(&log) } else { BTreeSet::new() };
     disk.log = log;
-    Ok(Found { data, store, disk, suspects, damage })
+    Ok(Found { data, store, disk, loading, suspects, damage })
 }
 
-fn read_store(path: &Path, disk: &mut Recovered) -> Result<Store, StoreError> {
+fn read_store(path: &Path, sink: &mut dyn FnMut(&[u8], &[u8])) -> Result<Store, StoreError> {
     let store = Store::open(path)?;
-    store.load(&mut |key, value| disk.pages.push((key.into(), value.into())))?;
+    store.load(sink)?;
     Ok(store)
 }
 
