@@ -31,8 +31,10 @@ const MAX_COPY: u64 = 16 << 20;
 /// Requests in the background (readahead) at a time.
 const MAX_BACKGROUND: u16 = 64;
 /// Features asked for. fuser accepts others, too, and then misreads the protocol.
-const WANTED: [InitFlags; 6] = [
+const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
+    // Who changes owner or size is not asked for the mode first: set-ID bits are our business then.
+    InitFlags::FUSE_HANDLE_KILLPRIV,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -219,6 +221,15 @@ impl Shared {
 
 fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+/// Whether set-user-ID goes with this change of a file, as the kernel would do it. A change of nothing is what it sends before
+/// an unprivileged write into its page cache, and for a `chown` that changes neither.
+fn kills_suid(caller: Caller, set: &SetStat) -> bool {
+    let SetStat { mode, uid, gid, size, atime, mtime } = set;
+    let owner = uid.is_some() || gid.is_some();
+    let nothing = !owner && size.is_none() && atime.is_none() && mtime.is_none();
+    mode.is_none() && (owner || nothing || size.is_some() && caller.uid != 0)
 }
 
 /// Attributes that are not the volume's business. Access control lists would be stored, but not obeyed. Labels are this host's
@@ -414,10 +425,17 @@ impl Filesystem for IceFs {
             atime: atime.map(to_set_time),
             mtime: mtime.map(to_set_time),
         };
-        let caller = caller(req);
+        let (caller, fh) = (caller(req), fh.map(|f| f.0));
         self.disk(move |fs| {
             let mark = fs.mark();
-            let done = fs.vfs().setattr(caller, ino.0, fh.map(|f| f.0), set);
+            let done = fs.vfs().setattr(caller, ino.0, fh, set).and_then(|st| {
+                match without_suid(st.mode).filter(|_| kills_suid(caller, &set)) {
+                    Some(mode) => {
+                        fs.vfs().setattr(caller, ino.0, fh, SetStat { mode: Some(mode), ..SetStat::default() })
+                    }
+                    None => Ok(st),
+                }
+            });
             fs.attr(mark, ino.0, done, reply);
         });
     }

@@ -5,8 +5,10 @@ mod support;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 use support::{both, sh};
 
 #[test]
@@ -241,4 +243,81 @@ fn a_large_directory_is_listed_once_and_completely() {
         assert_eq!(fs::read_dir(&f.backing).unwrap().count(), 0);
         assert_eq!(fs::read_dir(&f.mnt).unwrap().count(), 0);
     }
+}
+
+/// Does something as another user, whose privileges the thread has from then on.
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            // SAFETY: they change this thread only. Without the identity of root the kernel takes away its rights over files, too.
+            unsafe {
+                libc::setfsgid(NOBODY);
+                libc::setfsuid(NOBODY);
+            }
+            work()
+        })
+        .join()
+        .unwrap()
+    })
+}
+
+const NOBODY: u32 = 65534;
+
+#[test]
+fn set_id_bits_go_exactly_when_they_go_in_a_plain_directory() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can act for others");
+        return;
+    }
+    type Act = fn(&Path);
+    let acts: [(&str, Act); 9] = [
+        ("write", |p| OpenOptions::new().write(true).open(p).unwrap().write_all(b"x").unwrap()),
+        ("write, readable too", |p| {
+            OpenOptions::new().read(true).write(true).open(p).unwrap().write_all(b"x").unwrap();
+        }),
+        ("truncate", |p| rustix::fs::ftruncate(OpenOptions::new().write(true).open(p).unwrap(), 1).unwrap()),
+        ("open to truncate", |p| drop(File::create(p).unwrap())),
+        ("fallocate", |p| {
+            let file = OpenOptions::new().write(true).open(p).unwrap();
+            rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, 9).unwrap();
+        }),
+        ("chown to nobody else", |p| rustix::fs::chown(p, None, None).unwrap()),
+        ("chown to the same", |p| {
+            rustix::fs::chown(p, None, Some(rustix::fs::Gid::from_raw(NOBODY))).unwrap();
+        }),
+        ("new times", |p| {
+            File::open(p).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        }),
+        ("nothing", |_| ()),
+    ];
+    both(|f| {
+        let plain = f.mnt.parent().unwrap().join("plain");
+        fs::create_dir_all(&plain).unwrap();
+        for path in [f.mnt.parent().unwrap(), &plain, &f.mnt] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        for (n, (what, act)) in acts.iter().enumerate() {
+            for mode in [0o4755u32, 0o2755, 0o6755, 0o2745, 0o755] {
+                for other in [false, true] {
+                    let name = format!("{n}-{mode:o}-{other}");
+                    let mode_after = |dir: &Path| {
+                        let path = dir.join(&name);
+                        fs::write(&path, "1234").unwrap();
+                        std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+                        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                        if other {
+                            as_nobody(|| act(&path))
+                        } else {
+                            act(&path)
+                        }
+                        fs::metadata(&path).unwrap().mode() & 0o7777
+                    };
+                    let (there, here) = (mode_after(&plain), mode_after(&f.mnt));
+                    assert_eq!(format!("{here:o}"), format!("{there:o}"), "{what}, {mode:o}, by another: {other}");
+                    let stands = fs::metadata(f.in_backing(&name)).unwrap().mode() & 0o7777;
+                    assert_eq!(stands, here, "{what}, {mode:o}: what the kernel shows is not what stands there");
+                }
+            }
+        }
+    });
 }

@@ -45,6 +45,9 @@ pub fn zeros(len: u64) -> [u8; 32] {
 /// Block hashes that are known without reading: for the number of a block, its length and its hash.
 pub type Known = BTreeMap<u64, (u64, [u8; 32])>;
 
+/// Bytes from a file's beginning that are kept as they are: a file that gets no longer is hashed as a whole, once.
+pub const KEPT_BYTES: usize = 64 * 1024;
+
 /// Hashes blocks of a file while its bytes pass by in order, beginning anywhere.
 #[derive(Clone)]
 pub struct BlockStream {
@@ -52,6 +55,8 @@ pub struct BlockStream {
     /// `at` is in a block whose beginning did not pass.
     blind: bool,
     hasher: blake3::Hasher,
+    /// All bytes from the file's beginning, up to [`KEPT_BYTES`] of them: not hashed yet. `None`: they are hashed.
+    kept: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for BlockStream {
@@ -63,7 +68,13 @@ impl std::fmt::Debug for BlockStream {
 impl BlockStream {
     /// The next byte that passes is the one at `at`.
     pub fn new(at: u64) -> BlockStream {
-        BlockStream { at, blind: !at.is_multiple_of(BLOCK_BYTES), hasher: blake3::Hasher::new() }
+        let kept = (at == 0).then(Vec::new);
+        BlockStream { at, blind: !at.is_multiple_of(BLOCK_BYTES), hasher: blake3::Hasher::new(), kept }
+    }
+
+    /// All bytes of a file whose length is `at`, if it is short and all of them passed.
+    pub fn all(&self) -> Option<&[u8]> {
+        self.kept.as_deref()
     }
 
     /// Where the next byte belongs.
@@ -73,6 +84,16 @@ impl BlockStream {
 
     /// The next bytes pass. Blocks that end are put into `known`.
     pub fn push(&mut self, mut bytes: &[u8], known: &mut Known) {
+        if let Some(kept) = &mut self.kept {
+            if kept.len() + bytes.len() <= KEPT_BYTES {
+                kept.extend_from_slice(bytes);
+                self.at += bytes.len() as u64;
+                return;
+            }
+            // Less than a block.
+            self.hasher.update(kept);
+            self.kept = None;
+        }
         while !bytes.is_empty() {
             let index = self.at / BLOCK_BYTES;
             let left = BLOCK_BYTES - self.at % BLOCK_BYTES;
@@ -96,7 +117,8 @@ impl BlockStream {
     pub fn unfinished(&self, known: &mut Known) {
         let len = self.at % BLOCK_BYTES;
         if len > 0 && !self.blind {
-            known.insert(self.at / BLOCK_BYTES, (len, *self.hasher.finalize().as_bytes()));
+            let hash = self.kept.as_ref().map_or_else(|| self.hasher.finalize(), |kept| blake3::hash(kept));
+            known.insert(self.at / BLOCK_BYTES, (len, *hash.as_bytes()));
         }
     }
 }
@@ -502,5 +524,25 @@ mod tests {
                 prop_assert_eq!(blocks.root(), of_bytes(&bytes));
             }
         }
+    }
+
+    #[test]
+    fn a_short_file_that_passed_is_all_there_and_a_longer_one_is_hashed() {
+        let bytes: Vec<u8> = (0..2 * KEPT_BYTES).map(|i| (i % 251) as u8).collect();
+        for part in [1, 1000, KEPT_BYTES - 1, KEPT_BYTES, KEPT_BYTES + 1] {
+            let (mut stream, mut known) = (BlockStream::new(0), Known::new());
+            for chunk in bytes.chunks(part) {
+                stream.push(chunk, &mut known);
+                let so_far = &bytes[..stream.at() as usize];
+                let all = (so_far.len() <= KEPT_BYTES).then_some(so_far);
+                assert_eq!(stream.all(), all);
+                if part > 1 || so_far.len().is_multiple_of(4096) {
+                    let mut known = Known::new();
+                    stream.unfinished(&mut known);
+                    assert_eq!(known[&0], (so_far.len() as u64, *blake3::hash(so_far).as_bytes()));
+                }
+            }
+        }
+        assert_eq!(BlockStream::new(BLOCK_BYTES).all(), None, "what stands before did not pass");
     }
 }

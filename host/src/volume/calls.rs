@@ -110,7 +110,7 @@ impl Shared {
         let fd = object.fd.as_fd();
         let (uid, gid) = (set.uid.and_then(meta::uid), set.gid.and_then(meta::gid));
         if uid.is_some() || gid.is_some() {
-            match rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH) {
+            match super::sys::chown(fd, uid, gid) {
                 Ok(()) => {}
                 // An unprivileged daemon serves its own user only; setting what is there already is no change.
                 Err(Errno::PERM) if !self.privileged && self.is_owner(before, set) => {}

@@ -57,7 +57,7 @@ impl Shared {
                 };
                 Made { name, staged: true, fd: Arc::new(fd) }
             }
-            (Kind::File, _) => self.new_file(source)?,
+            (Kind::File, _) => self.new_file(source, attrs)?,
             (kind, _) => self.new_special(kind)?,
         };
         if let Err(e) = self.dress(&made, attrs, xattrs) {
@@ -84,11 +84,12 @@ impl Shared {
         }
     }
 
-    fn new_file(&self, source: &Source) -> Result<Made, IoError> {
+    fn new_file(&self, source: &Source, attrs: &Attrs) -> Result<Made, IoError> {
         let name = self.hidden.fresh_name();
+        // Mostly right at once: nobody else can reach it here. What the umask took is given later.
+        let mode = super::sys::mode(attrs.mode & 0o777 | 0o600);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd =
-            rustix::fs::openat(self.hidden.tmp(), &*name, flags, Mode::RUSR | Mode::WUSR).map_err(meta::io_error)?;
+        let fd = rustix::fs::openat(self.hidden.tmp(), &*name, flags, mode).map_err(meta::io_error)?;
         let made = Made { name, staged: false, fd: Arc::new(fd) };
         if let Source::Payload(payload) = source {
             let written = self

@@ -4,7 +4,7 @@ use crate::vfs::{SetTime, Stat};
 use ice_core::event::{IoError, Witness};
 use ice_core::op::{Attrs, Kind};
 use ice_core::time::UnixTime;
-use rustix::fs::{AtFlags, Dev, FileType, Gid, Timespec, Timestamps, Uid};
+use rustix::fs::{Dev, FileType, Gid, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
 
@@ -195,15 +195,16 @@ pub(crate) fn gid(id: u32) -> Option<Gid> {
 /// is left, and set-ID bits with it: they would lend the wrong identity.
 pub(crate) fn dress(fd: BorrowedFd<'_>, now: &Raw, attrs: &Attrs, privileged: bool, times: bool) -> Result<(), Errno> {
     let mut mode = attrs.mode & MODE_BITS;
-    if (now.st_uid, now.st_gid) != (attrs.uid, attrs.gid) {
-        match rustix::fs::chownat(fd, c"", uid(attrs.uid), gid(attrs.gid), AtFlags::EMPTY_PATH) {
+    let chown = (now.st_uid, now.st_gid) != (attrs.uid, attrs.gid);
+    if chown {
+        match super::sys::chown(fd, uid(attrs.uid), gid(attrs.gid)) {
             Ok(()) => {}
             Err(Errno::PERM) if !privileged => mode &= !SET_ID_BITS,
             Err(e) => return Err(e),
         }
     }
-    if file_type(now) != FileType::Symlink {
-        // Also after an equal mode: chown may have cleared bits.
+    // Also after an equal mode: chown may have cleared bits.
+    if file_type(now) != FileType::Symlink && (chown || super::sys::mode_of(now) & MODE_BITS != mode) {
         super::sys::chmod(fd, mode)?;
     }
     if times {

@@ -176,6 +176,12 @@ impl State {
         known
     }
 
+    /// All bytes of the file, if it is `size` bytes long, short, and they passed in order.
+    pub(crate) fn all_passed(&self, size: u64) -> Option<Vec<u8>> {
+        let stream = self.stream.as_ref().filter(|s| !self.whole && s.at() == size)?;
+        stream.all().map(<[u8]>::to_vec)
+    }
+
     /// How many bytes need not be read thanks to that, about.
     pub(crate) fn passed_bytes(&self) -> u64 {
         self.passed.len() as u64 * BLOCK_BYTES

@@ -269,9 +269,11 @@ impl Shared {
         let still = open.still();
         let st = rustix::fs::fstat(file)?;
         let size = meta::size(&st);
+        let passed;
         {
             let mut state = open.state();
             state.notice(&st);
+            passed = state.all_passed(size);
             let quiet = state.writes == draft.writes;
             let moved = (meta::mtime(&st), size) != (meta::mtime(&draft.seen), meta::size(&draft.seen));
             if quiet && moved && draft.blocks.is_some() {
@@ -287,7 +289,7 @@ impl Shared {
             }
         }
         let (digest, payload, blocks) = if size <= INLINE_CONTENT_MAX_BYTES {
-            match read_small(file, size)? {
+            match passed.map_or_else(|| read_small(file, size), |bytes| Ok(Some(bytes)))? {
                 Some(bytes) => (digest::of_bytes(&bytes), Some(bytes), None),
                 None => return Ok(Told::Later),
             }

@@ -119,7 +119,11 @@ pub(crate) fn read_dir(fd: &OwnedFd, at: u64) -> Result<Vec<Line>, Errno> {
 
 /// An extended attribute of an object held by any descriptor.
 pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &mut [u8]) -> Result<usize, Errno> {
-    rustix::fs::getxattr(fd_path(fd), name, value)
+    match rustix::fs::fgetxattr(fd, name, &mut *value) {
+        // `O_PATH`.
+        Err(Errno::BADF) => rustix::fs::getxattr(fd_path(fd), name, value),
+        r => r,
+    }
 }
 
 /// The names of all, each followed by a zero.

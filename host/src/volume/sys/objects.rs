@@ -3,6 +3,7 @@
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The path of an open descriptor, which leads to the object itself and never further.
@@ -30,16 +31,34 @@ const EMPTY_PATH: OFlags = OFlags::from_bits_retain(libc::O_EMPTY_PATH as u32);
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
 const EMPTY_PATH: OFlags = OFlags::empty();
 
+/// Sets owner and group.
+pub(crate) fn chown(fd: impl AsFd, uid: Option<Uid>, gid: Option<Gid>) -> Result<(), Errno> {
+    match rustix::fs::fchown(&fd, uid, gid) {
+        // `O_PATH`.
+        Err(Errno::BADF) => rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
+        r => r,
+    }
+}
+
 /// Sets the permission bits.
 pub(crate) fn chmod(fd: impl AsFd, bits: u32) -> Result<(), Errno> {
     #[cfg(target_os = "linux")]
-    return rustix::fs::chmod(fd_path(fd.as_fd()), super::mode(bits));
+    return match rustix::fs::fchmod(&fd, super::mode(bits)) {
+        // `O_PATH`.
+        Err(Errno::BADF) => rustix::fs::chmod(fd_path(fd.as_fd()), super::mode(bits)),
+        r => r,
+    };
     #[cfg(not(target_os = "linux"))]
     rustix::fs::chmodat(fd, c"", super::mode(bits), AtFlags::EMPTY_PATH)
 }
 
 /// Sets the times.
 pub(crate) fn set_times(fd: impl AsFd, times: &Timestamps) -> Result<(), Errno> {
+    match rustix::fs::futimens(&fd, times) {
+        // `O_PATH`.
+        Err(Errno::BADF) => {}
+        r => return r,
+    }
     match rustix::fs::utimensat(&fd, c"", times, AtFlags::EMPTY_PATH) {
         // Before Linux 5.8 the flag is not known.
         #[cfg(target_os = "linux")]
