@@ -5,6 +5,7 @@ use crate::dirs::DirCache;
 use crate::inval::{AGAIN, Item, Queue};
 use crate::opens::{Admitted, OpenTable};
 use crate::park::{Handle, Parking, Refuse, Slot};
+use crate::readers::{Busy, Readers};
 use crate::stale::{Mark, StaleLog};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
@@ -28,6 +29,8 @@ use tracing::debug;
 const MAX_WRITE: u32 = 1 << 20;
 /// Most bytes copied by one request: a thread is busy with it.
 const MAX_COPY: u64 = 16 << 20;
+/// Moving more bytes than this takes so long that another thread should be there for what comes meanwhile.
+const LONG_BYTES: usize = 64 << 10;
 /// Requests in the background (readahead) at a time.
 const MAX_BACKGROUND: u16 = 64;
 /// Features asked for. fuser accepts others, too, and then misreads the protocol.
@@ -60,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) queue: Arc<Queue>,
     parking: Arc<Parking>,
     notifier: OnceLock<Notifier>,
+    readers: OnceLock<Arc<Readers>>,
     /// What the kernel has open.
     handles: Mutex<HashSet<Handle>>,
 }
@@ -74,6 +78,7 @@ impl Shared {
             queue: Arc::default(),
             parking: Arc::new(Parking::new(threads)?),
             notifier: OnceLock::new(),
+            readers: OnceLock::new(),
             handles: Mutex::default(),
         })
     }
@@ -81,6 +86,18 @@ impl Shared {
     pub(crate) fn set_notifier(&self, notifier: Notifier) {
         // Set once, before the session runs.
         let _ = self.notifier.set(notifier);
+    }
+
+    pub(crate) fn set_readers(&self, readers: Arc<Readers>) {
+        // Set once, before the session runs.
+        let _ = self.readers.set(readers);
+    }
+
+    /// The session ends: all its threads are to see that.
+    pub(crate) fn all_read(&self) {
+        if let Some(readers) = self.readers.get() {
+            readers.close();
+        }
     }
 
     #[cfg(test)]
@@ -256,6 +273,16 @@ impl IceFs {
         &*self.shared.vfs
     }
 
+    /// This thread has read a request. What is returned is to be dropped when it is answered, or handed over.
+    fn busy(&self) -> Option<Busy<'_>> {
+        self.shared.readers.get().map(|r| r.begin(false))
+    }
+
+    /// The same for a request that moves so many bytes.
+    fn busy_with(&self, bytes: usize) -> Option<Busy<'_>> {
+        self.shared.readers.get().map(|r| r.begin(bytes > LONG_BYTES))
+    }
+
     fn mark(&self) -> Mark {
         self.shared.log.mark()
     }
@@ -374,6 +401,7 @@ impl Filesystem for IceFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _busy = self.busy();
         let mark = self.mark();
         match self.vfs().lookup(parent.0, name) {
             Err(Sys::NOENT) => self.shared.log.answer(mark, &[parent.0], |ttl| {
@@ -394,6 +422,7 @@ impl Filesystem for IceFs {
     // `batch_forget` calls `forget` for each.
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _busy = self.busy();
         let mark = self.mark();
         let found = self.vfs().getattr(ino.0, fh.map(|f| f.0));
         self.attr(mark, ino.0, found, reply);
@@ -417,6 +446,7 @@ impl Filesystem for IceFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _busy = self.busy();
         let set = SetStat {
             mode: mode.map(|m| m & 0o7777),
             uid,
@@ -441,6 +471,7 @@ impl Filesystem for IceFs {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _busy = self.busy();
         match self.vfs().readlink(ino.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(e) => reply.error(errno(e)),
@@ -448,6 +479,7 @@ impl Filesystem for IceFs {
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        let _busy = self.busy();
         let (caller, name, mode) = (caller(req), name.to_owned(), mode & !(umask & 0o777));
         self.disk(move |fs| {
             let mark = fs.mark();
@@ -457,6 +489,7 @@ impl Filesystem for IceFs {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _busy = self.busy();
         let (caller, name, mode) = (caller(req), name.to_owned(), mode & 0o7777 & !(umask & 0o777));
         self.disk(move |fs| {
             let mark = fs.mark();
@@ -466,16 +499,19 @@ impl Filesystem for IceFs {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.busy();
         let name = name.to_owned();
         self.disk(move |fs| fs.empty(fs.vfs().unlink(parent.0, &name), reply));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.busy();
         let name = name.to_owned();
         self.disk(move |fs| fs.empty(fs.vfs().rmdir(parent.0, &name), reply));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _busy = self.busy();
         let (caller, name, target) = (caller(req), link_name.to_owned(), target.as_os_str().to_owned());
         self.disk(move |fs| {
             let mark = fs.mark();
@@ -494,6 +530,7 @@ impl Filesystem for IceFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.busy();
         if !(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).contains(flags) {
             return reply.error(Errno::EINVAL);
         }
@@ -504,6 +541,7 @@ impl Filesystem for IceFs {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _busy = self.busy();
         let newname = newname.to_owned();
         self.disk(move |fs| {
             let mark = fs.mark();
@@ -513,6 +551,7 @@ impl Filesystem for IceFs {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _busy = self.busy();
         let slot = Slot::new(req.pid(), reply);
         let (shared, mine, caller) = (Arc::clone(&self.shared), Arc::clone(&slot), caller(req));
         self.shared.parking.short(&slot, move || {
@@ -533,6 +572,7 @@ impl Filesystem for IceFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _busy = self.busy();
         let (caller, name, mode) = (caller(req), name.to_owned(), mode & 0o7777 & !(umask & 0o777));
         self.disk(move |fs| {
             let mark = fs.mark();
@@ -554,6 +594,7 @@ impl Filesystem for IceFs {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _busy = self.busy_with(size as usize);
         // The kernel names the owner of locks where it reads for a process, not where it fills its page cache.
         let stray = self.shared.opens.strays(ino.0, lock_owner.is_none());
         self.disk(move |fs| {
@@ -586,6 +627,7 @@ impl Filesystem for IceFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _busy = self.busy_with(data.len());
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let to = WriteTo { caller: caller(req), ino: ino.0, fh: fh.0, offset, kill, flags: flags.0 };
         match self.shared.parking.turn() {
@@ -598,6 +640,7 @@ impl Filesystem for IceFs {
     }
 
     fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let _busy = self.busy();
         let work = move |s: &Shared| {
             let done = s.vfs.flush(fh.0);
             s.tell_stores(ino.0);
@@ -616,6 +659,7 @@ impl Filesystem for IceFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.busy();
         self.shared.tell_stores(ino.0);
         self.shared.opens.leave(ino.0);
         self.shared.closed(Handle::File(fh.0));
@@ -623,6 +667,7 @@ impl Filesystem for IceFs {
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _busy = self.busy();
         let work = move |s: &Shared| {
             let done = s.vfs.fsync(fh.0, datasync);
             s.tell_stores(ino.0);
@@ -632,6 +677,7 @@ impl Filesystem for IceFs {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _busy = self.busy();
         // Decided before the volume looks at anything, so that a change in between counts.
         let flags = self.shared.dirs.open(ino.0);
         match self.vfs().opendir(ino.0) {
@@ -647,6 +693,7 @@ impl Filesystem for IceFs {
     }
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _busy = self.busy();
         let mut some = false;
         let done = self.vfs().readdir(fh.0, offset, false, &mut |e| {
             let full = reply.add(INodeNo(e.ino), e.cookie, kind_of_dtype(e.kind), &e.name);
@@ -661,6 +708,7 @@ impl Filesystem for IceFs {
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let _busy = self.busy();
         let mark = self.mark();
         let mut sent: Vec<(u64, OsString)> = Vec::new();
         let mut unusable: Vec<u64> = Vec::new();
@@ -714,17 +762,20 @@ impl Filesystem for IceFs {
     }
 
     fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _busy = self.busy();
         self.shared.dirs.close(ino.0);
         self.shared.closed(Handle::Dir(fh.0));
         reply.ok();
     }
 
     fn fsyncdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _busy = self.busy();
         let work = move |s: &Shared| s.vfs.fsyncdir(fh.0);
         self.wait(req.pid(), Handle::Dir(fh.0), false, reply, work, ReplyEmpty::ok);
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _busy = self.busy();
         match self.vfs().statfs() {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.bsize),
             Err(e) => reply.error(errno(e)),
@@ -741,6 +792,7 @@ impl Filesystem for IceFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.busy();
         if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
@@ -749,6 +801,7 @@ impl Filesystem for IceFs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _busy = self.busy();
         if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
@@ -756,6 +809,7 @@ impl Filesystem for IceFs {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _busy = self.busy();
         let names = self
             .vfs()
             .listxattr(ino.0)
@@ -764,6 +818,7 @@ impl Filesystem for IceFs {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.busy();
         if is_refused(name.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
@@ -772,6 +827,7 @@ impl Filesystem for IceFs {
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: fuser::AccessFlags, reply: ReplyEmpty) {
+        let _busy = self.busy();
         // The kernel checks by itself and will not ask again.
         reply.error(Errno::ENOSYS);
     }
@@ -787,6 +843,7 @@ impl Filesystem for IceFs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        let _busy = self.busy();
         reply.error(Errno::ENOTTY);
     }
 
@@ -800,6 +857,7 @@ impl Filesystem for IceFs {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        let _busy = self.busy();
         // The kernel then treats files as always ready, and does not ask again.
         reply.error(Errno::ENOSYS);
     }
@@ -814,6 +872,7 @@ impl Filesystem for IceFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.busy();
         self.disk(move |fs| {
             let done = fs.vfs().fallocate(fh.0, mode, offset, length);
             fs.shared.opens.written(ino.0);
@@ -822,6 +881,7 @@ impl Filesystem for IceFs {
     }
 
     fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let _busy = self.busy();
         match self.vfs().lseek(fh.0, offset, whence) {
             Ok(at) => reply.offset(at),
             Err(e) => reply.error(errno(e)),
@@ -841,6 +901,7 @@ impl Filesystem for IceFs {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _busy = self.busy_with(len.min(MAX_COPY) as usize);
         self.disk(move |fs| {
             let done = fs.vfs().copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY));
             fs.shared.opens.written(ino_out.0);

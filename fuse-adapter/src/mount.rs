@@ -3,6 +3,7 @@
 use crate::device::{self, Mounted};
 use crate::fs::{IceFs, Shared};
 use crate::inval::{Driver, Kernel};
+use crate::readers::Readers;
 use crate::{MountOptions, Passthrough};
 use fuser::{Config, Session, SessionACL};
 use ice_host::vfs::{Stale, Vfs};
@@ -75,7 +76,7 @@ impl Mount {
             mount_id: mounted.id(),
             read_only: options.read_only,
         };
-        let mount = Mount::run(target, mounted, shared, session, driver)?;
+        let mount = Mount::run(target, mounted, shared, session, driver, threads)?;
         // It is not asked whether it answers: a process that is killed while it waits for itself could not end.
         if !mount.is_alive() {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the session ended right after mounting"));
@@ -90,8 +91,10 @@ impl Mount {
         shared: Arc<Shared>,
         session: Session<IceFs>,
         driver: Driver,
+        threads: usize,
     ) -> io::Result<Mount> {
         shared.set_notifier(session.notifier());
+        shared.set_readers(Readers::start(session.as_fd().try_clone_to_owned()?, threads)?);
         shared.queue.start(&(Arc::new(driver) as Arc<dyn Kernel>)).inspect_err(|_| shared.queue.close())?;
         let alive = Arc::new(AtomicBool::new(true));
         let (tell, ended) = channel();
@@ -135,6 +138,7 @@ impl Mount {
     /// otherwise.
     pub fn unmount(mut self, timeout: Duration) -> io::Result<()> {
         self.mounted.detach()?;
+        self.shared.all_read();
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         match ended.recv_timeout(timeout) {
             Ok(outcome) => return outcome,
