@@ -47,7 +47,7 @@ class Cluster:
             others = [n["url"] for n in self.nodes if n is not node]
             config = {"node_id": node["name"], "bind": node["url"][len("http://"):], "advertise": node["url"],
                       "join": ",".join(others), "data": node["data"], "backing": node["backing"], "mount": node["mount"],
-                      "keepalive": "1s", **settings}
+                      "keepalive": "1s", "keepalive_failures": 9, **settings}
             with open(node["config"], "w") as f:
                 json.dump(config, f)  # JSON is YAML.
         self.log = open(os.path.join(directory, "dev.log"), "wb")

@@ -99,10 +99,11 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     let _ = LOGGING.set(());
     abort_on_panic();
     tracing::info!("icecluster version: {}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
-    for note in &config.notes {
-        tracing::warn!("configuration: {note}");
-    }
 
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for strange in ice_host::config::unknown_variables(variables) {
+        tracing::warn!("the environment: {strange}");
+    }
     raise_descriptor_limit();
     let (events, inbox) = sync_channel(16);
     watch_signals(events.clone())?;

@@ -6,6 +6,7 @@ pub mod args;
 pub mod ctl;
 pub mod daemon;
 pub mod dev;
+mod disks;
 pub mod logging;
 pub mod program;
 pub mod start;

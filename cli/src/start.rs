@@ -1,6 +1,7 @@
 //! Wires a node: disk, state machine, network, HTTP and mount. The only place that picks a runtime.
 
 use crate::daemon::{Handle, Running};
+use crate::disks::Disks;
 use anyhow::{Context, Result};
 use ice_core::event::Admin;
 use ice_core::rng::Seed;
@@ -14,6 +15,7 @@ use ice_host::payload::PayloadPool;
 use ice_host::runtime::Runtime;
 use ice_host::tape::{Recorder, Ring};
 use ice_host::transport::Transport;
+use ice_host::transport::url::BaseUrl;
 use ice_host::vfs::Vfs;
 use ice_host::volume::{Options as VolumeOptions, Volume};
 use ice_http::{
@@ -41,6 +43,7 @@ struct Node<R> {
     cluster: Arc<EngineCluster>,
     data: Arc<Mutex<DataDir>>,
     ring: Option<Arc<Ring>>,
+    _disks: Disks,
     runtime: R,
 }
 
@@ -77,7 +80,17 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let bound = runtime.block_on(Bound::new(runtime.clone(), &config.bind.to_string()))?;
     let address = bound.local_addr();
     let urls = config.advertised(address.port())?;
-    let protocol = core_config(config, &found.data, urls.clone());
+    let mut protocol = core_config(config, &found.data, urls.clone());
+    if config.tls.is_some() {
+        let (usable, plain): (Vec<String>, Vec<String>) =
+            protocol.join.into_iter().partition(|u| u.starts_with("https:"));
+        protocol.join = usable;
+        for url in plain {
+            let why = format!("`join`: {url} is not used: this node has TLS, and nothing of it travels in clear text");
+            tracing::error!("{why}");
+            found.damage.push(why);
+        }
+    }
     let ring = (config.trace_ring > 0).then(|| Ring::new(config.trace_ring, config.data.join("tapes")));
     if let Some(ring) = &ring {
         ring.dump_on_panic();
@@ -105,7 +118,9 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         b if b.over => Pressure::Over,
         _ => Pressure::None,
     }));
-    let net = Net::new(runtime.clone(), NetConfig { token: token.clone(), tls }, payloads, Arc::new(volume.clone()));
+    let net_config =
+        NetConfig { token: token.clone(), tls, https_only: config.tls.is_some(), silence: config.silence() };
+    let net = Net::new(runtime.clone(), net_config, payloads, Arc::new(volume.clone()));
     let backing = std::fs::File::open(&config.backing).context("cannot open backing")?.into();
     let files: Arc<dyn FileActions> = Arc::new(volume.clone());
     let transport: Arc<dyn Transport> = Arc::new(net.clone());
@@ -120,7 +135,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     volume.start(Arc::clone(&engine) as Arc<dyn ice_host::volume::Port>).context("cannot start the volume")?;
 
     let mut words = found.damage;
-    let mount = match mount(config, &volume) {
+    let mut notes = vec![];
+    let mount = match mount(config, &volume, &mut notes) {
         Ok(mount) => mount,
         Err(why) => {
             // A mount that fails does not end the node: it serves over HTTP, and says why there is no mount.
@@ -131,11 +147,19 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     };
     let outside: Arc<dyn Vfs> = Arc::new(volume.outside());
     let when = ReadyWhen { synced: config.ready_require_sync, peer: config.ready_require_peer };
-    let troubles = troubles(Arc::clone(&engine), volume.clone(), words, config.clock_skew_max);
+    let disks = Disks::watch(config).context("cannot watch the disks")?;
+    let troubles = troubles(Arc::clone(&engine), volume.clone(), words, config.clock_skew_max, disks.look());
+    if token.is_none() && !address.ip().is_loopback() {
+        let open = format!(
+            "{address} is open to everybody who reaches it, for reading, writing and deleting: no api_token is set"
+        );
+        tracing::warn!("{open}");
+        notes.push(open);
+    }
     let cluster = Arc::new(EngineCluster::new(Arc::clone(&engine), Arc::clone(&outside), when, troubles));
     let connections = config.http_connections;
     let limits = Limits { connections, peer_places: connections / 8, ..Limits::default() };
-    let api = ApiConfig { token, ack_timeout: config.ack_timeout, limits };
+    let api = ApiConfig { token, names: names(config, &urls), notes, ack_timeout: config.ack_timeout, limits };
     let files = Arc::new(VfsFiles::new(outside));
     let routes = router(Rt::new(runtime.clone()), files, Arc::clone(&cluster) as _, net.clone(), api);
     let server = bound.serve(routes, tls_server, limits);
@@ -155,6 +179,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         cluster,
         data,
         ring,
+        _disks: disks,
         runtime,
     }))
 }
@@ -185,7 +210,18 @@ fn compared(log: &Arc<LogLane>, data: &Arc<Mutex<DataDir>>) -> Box<dyn Fn() + Se
     })
 }
 
-fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {
+/// The names that this node goes by, as they stand in a URL.
+fn names(config: &Config, urls: &[String]) -> Vec<String> {
+    let hosts = urls.iter().filter_map(|u| Some(BaseUrl::parse(u).ok()?.host().to_owned()));
+    let mut names: Vec<String> = hosts.chain([config.bind.host.clone(), config.node_id.to_ascii_lowercase()]).collect();
+    names.retain(|n| !n.is_empty());
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// What is said of a mount that hides something goes into `notes`.
+fn mount(config: &Config, volume: &Volume, notes: &mut Vec<String>) -> Result<Option<Mount>, String> {
     let Some(path) = config.mount.as_ref() else { return Ok(None) };
     // A dead mount answers ENOTCONN to everything; mounting replaces it.
     let dead = |e: &std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
@@ -198,8 +234,34 @@ fn mount(config: &Config, volume: &Volume) -> Result<Option<Mount>, String> {
     let mut options = MountOptions::new(path);
     options.threads = config.fuse_threads;
     options.passthrough = if config.fuse_passthrough { Passthrough::Auto } else { Passthrough::Off };
-    let mount =
-        Mount::start(Arc::new(volume.clone()), options).map_err(|e| format!("no mount at {}: {e}", path.display()))?;
+    // Before the first mount what is there may be what was meant to be shared.
+    let marker = config.data.join("mounted");
+    let first = !marker.exists();
+    options.over = config.mount_over && !first;
+    let mount = Mount::start(Arc::new(volume.clone()), options).map_err(|e| {
+        let hint = if first && e.kind() == std::io::ErrorKind::DirectoryNotEmpty {
+            "; move it into `backing` if it is to be shared, or elsewhere, and start again"
+        } else {
+            ""
+        };
+        format!("no mount at {}: {e}{hint}", path.display())
+    })?;
+    if first && let Err(e) = std::fs::write(&marker, "") {
+        tracing::warn!("{}: {e}: the next start does not mount over files", marker.display());
+    }
+    if !mount.hidden().is_empty() {
+        let some: Vec<_> =
+            mount.hidden().iter().take(3).map(|n| n.to_string_lossy().escape_debug().to_string()).collect();
+        let more = if mount.hidden().len() > some.len() { ", ..." } else { "" };
+        let hides = format!(
+            "the mount hides what lies in the directory {} itself, written while nothing was mounted there ({}{more}): it is not \
+             replicated; stop this node to get at it",
+            path.display(),
+            some.join(", ")
+        );
+        tracing::warn!("{hides}");
+        notes.push(hides);
+    }
     tracing::info!("fuse mounted: mountpoint={} backing={}", path.display(), config.backing.display());
     Ok(Some(mount))
 }
@@ -210,10 +272,12 @@ fn troubles(
     volume: Volume,
     start: Vec<String>,
     skew_max: Duration,
+    disks: impl Fn() -> Vec<String> + Send + Sync + 'static,
 ) -> Box<dyn Fn() -> Vec<String> + Send + Sync> {
     Box::new(move || {
         let mut words = start.clone();
         words.extend(volume.status().troubles);
+        words.extend(disks());
         for p in engine.view(|v| v.status()).peers {
             let skew = Duration::from_nanos(p.clock_skew_ns.map_or(0, i64::unsigned_abs));
             if skew > skew_max {

@@ -118,6 +118,11 @@ fn a_full_backing_elsewhere_holds_changes_back_and_is_said() {
     // Its own writes say so as well.
     let own = write(&b.join("own"), &big);
     assert_eq!(own.map_err(|e| e.kind()), Err(std::io::ErrorKind::StorageFull));
+    wait_reason(&c.nodes[1], "the disk of `backing`");
+    let logged =
+        |n: &Node| fs::read_to_string(n.dir.join("log")).unwrap_or_default().matches("the disk of `backing`").count();
+    c.nodes[1].wait("writing it into the log", |n| logged(n) > 0);
+    assert_eq!(logged(&c.nodes[1]), 1, "once");
     fs::remove_file(b.join("own")).expect("removing needs no room");
     small.remount("size=64m");
     c.wait_equal();

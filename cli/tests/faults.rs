@@ -120,6 +120,17 @@ fn fault_05_modification_times_are_carried_and_nothing_is_fetched_twice() {
     c.wait_equal();
     let m = fs::metadata(c.nodes[1].mount().join("f")).expect("stat");
     assert_eq!((m.mtime(), m.mtime_nsec()), (1_000_000_000, 123_456_789));
+    // Content that came over the network is a new object in `backing`: it comes once, whatever happens to its name and attributes.
+    fs::write(c.nodes[0].mount().join("large"), vec![3; 2 << 20]).expect("write");
+    c.wait_equal();
+    let object = |name: &str| fs::metadata(c.nodes[1].backing().join(name)).expect("stat").ino();
+    let fetched = object("large");
+    let large = c.nodes[0].mount().join("large");
+    fs::File::options().write(true).open(&large).and_then(|f| f.set_modified(when)).expect("utimes");
+    fs::set_permissions(&large, fs::Permissions::from_mode(0o640)).expect("chmod");
+    fs::rename(&large, c.nodes[0].mount().join("moved")).expect("rename");
+    c.wait_equal();
+    assert_eq!(object("moved"), fetched);
 }
 
 #[test]
@@ -159,6 +170,42 @@ fn fault_07_the_newest_version_wins_not_the_first_peer() {
     for n in &c.nodes {
         assert_eq!(read(n.mount().join("f")), "new", "{}", n.name);
     }
+}
+
+/// Whoever only reads a file and closes it leaves the lock of another alone.
+#[test]
+fn fault_08_closing_a_reader_does_not_free_the_lock_of_a_writer() {
+    use rustix::fs::{FlockOperation, flock};
+    if !fuse_or_skip() {
+        return;
+    }
+    let c = Cluster::start(1);
+    let path = c.nodes[0].mount().join("f");
+    let mut writer = fs::File::create(&path).expect("create");
+    // From another process: 0 if it gets the lock at once.
+    let tries = |call: &str| {
+        let program = format!("import fcntl, sys\ntry: {call}\nexcept OSError: sys.exit(1)");
+        let mut command = ice_testing::command("python3");
+        let opened = fs::File::options().read(true).write(true).open(&path).expect("open");
+        ice_testing::output(command.args(["-c", &program]).stdin(opened)).status.code()
+    };
+    let reads = || {
+        let mut cat = ice_testing::command("cat");
+        assert!(ice_testing::output(cat.arg(&path)).status.success());
+    };
+    flock(&writer, FlockOperation::LockExclusive).expect("flock");
+    drop(fs::File::open(&path).expect("open"));
+    reads();
+    assert_eq!(tries("fcntl.flock(0, fcntl.LOCK_EX | fcntl.LOCK_NB)"), Some(1), "it is still held");
+    writer.write_all(b"text").expect("write");
+    flock(&writer, FlockOperation::Unlock).expect("unlock");
+    assert_eq!(tries("fcntl.flock(0, fcntl.LOCK_EX | fcntl.LOCK_NB)"), Some(0));
+    // Of the other kind, which ends when its own process closes the file, whichever way that had opened it.
+    rustix::fs::fcntl_lock(&writer, FlockOperation::LockExclusive).expect("fcntl");
+    reads();
+    assert_eq!(tries("fcntl.lockf(0, fcntl.LOCK_EX | fcntl.LOCK_NB)"), Some(1), "it is still held");
+    drop(writer);
+    assert_eq!(tries("fcntl.lockf(0, fcntl.LOCK_EX | fcntl.LOCK_NB)"), Some(0));
 }
 
 #[test]
@@ -312,6 +359,46 @@ fn fault_16_owners_are_real_and_working_files_are_hidden() {
     }
 }
 
+/// Nor does a crash in the middle of transfers and writes leave anything beside the files.
+#[test]
+fn fault_16_a_crash_leaves_no_working_files_among_the_files() {
+    if !fuse_or_skip() {
+        return;
+    }
+    let mut c = Cluster::start(2);
+    let mut expected: Vec<String> = (0..40).map(|i| format!("f{i:02}")).collect();
+    for (i, name) in expected.iter().enumerate() {
+        fs::write(c.nodes[0].mount().join(name), vec![i as u8; 300_000]).expect("write");
+        match i {
+            10 | 30 => c.nodes[1].kill9(),
+            20 => c.nodes[1].restart(),
+            _ => {}
+        }
+    }
+    c.nodes[0].kill9();
+    for n in &mut c.nodes {
+        n.spawn();
+    }
+    for n in &c.nodes {
+        n.wait_ready();
+    }
+    c.wait_connected();
+    c.wait_equal();
+    expected.push(".icecluster".into());
+    expected.sort();
+    for n in &c.nodes {
+        let list = |dir: std::path::PathBuf| {
+            let names =
+                fs::read_dir(dir).expect("list").map(|e| e.expect("entry").file_name().into_string().expect("text"));
+            let mut names: Vec<String> = names.collect();
+            names.sort();
+            names
+        };
+        assert_eq!(list(n.backing()), expected, "{}", n.name);
+        assert_eq!(list(n.mount()), expected[1..], "{}", n.name);
+    }
+}
+
 #[test]
 fn fault_17_an_unreachable_peer_does_not_stop_the_start() {
     if !fuse_or_skip() {
@@ -361,6 +448,39 @@ fn fault_19_links_do_not_lead_out_and_get_changes_nothing() {
     }
     let cross = [("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")];
     assert_eq!(n.http("PUT", "/v1/file?path=x", &cross, b"x").expect("put").status, 403);
+}
+
+/// The token goes to addresses that were named by somebody who had it, and to no others: redirects are not followed.
+#[test]
+fn fault_19_the_token_is_not_sent_where_an_answer_points_to() {
+    use std::io::Read;
+    let (named, elsewhere) = (std::net::TcpListener::bind("127.0.0.1:0"), std::net::TcpListener::bind("127.0.0.1:0"));
+    let (named, elsewhere) = (named.expect("listen"), elsewhere.expect("listen"));
+    named.set_nonblocking(true).expect("nonblocking");
+    elsewhere.set_nonblocking(true).expect("nonblocking");
+    let to = elsewhere.local_addr().expect("address");
+    let mut c = Cluster::prepare(1, "mount: ''\napi_token: \"s3cret\"\nready_require_sync: false");
+    c.nodes[0].set_joins(vec![named.local_addr().expect("address").port()]);
+    c.nodes[0].spawn();
+    for _ in 0..3 {
+        let end = Instant::now() + PATIENCE;
+        let mut stream = loop {
+            match named.accept() {
+                Ok((stream, _)) => break stream,
+                Err(e) => assert!(Instant::now() < end, "it is not dialled: {e}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        stream.set_nonblocking(false).expect("blocking");
+        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        let mut asked = [0; 4096];
+        let n = stream.read(&mut asked).expect("a request");
+        assert!(String::from_utf8_lossy(&asked[..n]).to_ascii_lowercase().contains("authorization: bearer s3cret"));
+        let answer =
+            format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: http://{to}/v1/peer\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(answer.as_bytes()).expect("answer");
+    }
+    assert!(elsewhere.accept().is_err(), "it went where it was pointed to");
 }
 
 #[test]

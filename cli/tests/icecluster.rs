@@ -97,4 +97,10 @@ fn dev_refuses_nonsense() {
     refused(&["dev", "-nodes", "0"], 2);
     refused(&["dev", "-runtime", "green-threads"], 2);
     refused(&["dev", "-dir", "/dev/null/x"], 1);
+    refused(&["dev", "-port", "0"], 2);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mine"), "").unwrap();
+    let error = refused(&["dev", "-dir", dir.path().to_str().unwrap()], 1);
+    assert!(error.contains("is not empty"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was put there");
 }

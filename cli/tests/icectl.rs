@@ -283,12 +283,13 @@ fn repair_force_from_makes_all_as_the_source_is() {
 fn status_prints_reasons_and_fails_when_there_is_one() {
     let node = Fake::start();
     let status = r#"{"name":"n1","version":"0.1.0","urls":["http://a:1"],"inodes":3,"pending":0,"pending_bytes":0,
-        "conflicts":1,"in_sync":true,"reasons":[],"peers":[{"name":"n2","state":"up","urls":["http://b:2"],"why":"",
+        "conflicts":1,"in_sync":true,"notes":["it is open"],"reasons":[],"peers":[{"name":"n2","state":"up","urls":["http://b:2"],"why":"",
         "lag_ops":4,"lag_bytes":2048,"left":false}]}"#;
     node.with(|s| s.fixed.insert("/v1/status".into(), (200, status.into())));
     let well = run(&["-base", &node.url(), "status"]);
     assert_eq!(well.code, 0);
     assert!(well.out.contains("node       n1\tin sync\tversion 0.1.0\n"), "{}", well.out);
+    assert!(well.out.contains("note       it is open\n"), "{}", well.out);
     assert!(well.out.contains("peer       n2\tup\tlag 4 operations, 2.00 KiB\thttp://b:2\n"), "{}", well.out);
     let late =
         status.replace("\"in_sync\":true", "\"in_sync\":false,\"waits\":[\"n2 has 4 operations to acknowledge\"]");

@@ -423,6 +423,10 @@ pub enum Notice {
         lost: Stamp,
         /// The copy.
         copy: InodeId,
+        /// Where the copy is, or, where it has no place yet, the file beside which it will be; empty where neither is known.
+        path: Vec<Name>,
+        /// Who wrote the losing version: a member's name, empty where it is not known.
+        by: String,
     },
     /// Something that an operator should know, in words.
     Trouble(String),

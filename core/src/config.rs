@@ -28,6 +28,9 @@ pub struct Config {
     pub ack: Ack,
     /// Between two signs of life on a link.
     pub heartbeat: Span,
+    /// Silence on a link, in phi (see `member`), that makes a member down; three eighths of it make it suspect. At least 1. With the
+    /// mean interval at `heartbeat` one phi is 2.3 of it.
+    pub phi_down: u32,
     /// Longest time between two tries to reach a member that is away.
     pub redial: Span,
     /// Failed tries to reach a member whose link broke before it is declared down.
@@ -55,6 +58,7 @@ impl Config {
             join: Vec::new(),
             ack: Ack::Auto,
             heartbeat: Span::ms(500),
+            phi_down: 8,
             redial: Span::s(5),
             dial_failures: 1,
             retained_ops: crate::limits::RETAINED_OPS_MAX,

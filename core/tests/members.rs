@@ -121,10 +121,43 @@ fn two_nodes_of_one_name_are_told_so() {
     w.run(Span::s(5));
     assert!(w.sent["refuse"] > 0);
     assert_eq!(w.hosts[0].node.view().members().count(), 1);
-    // The one that is refused says why.
-    let status = w.hosts[2].node.view().status();
-    let said = status.reasons.iter().any(|r| r.contains("another node is already called n2"));
-    assert!(said, "{:?}", status.reasons);
+    // On both sides, and for as long as it goes on; in the log once.
+    for (host, words) in
+        [(2, "it refuses this node: another node is already called n2"), (0, "is refused: another node")]
+    {
+        for _ in 0..5 {
+            let reasons = w.hosts[host].node.view().status().reasons;
+            assert!(reasons.iter().any(|r| r.contains(words)), "host {host}: {reasons:?}");
+            w.run(Span::ms(700));
+        }
+        let told = |n: &&Notice| matches!(n, Notice::Trouble(t) if t.contains(words));
+        let from = w.hosts.iter().filter(|h| h.up).count() - 1;
+        let times = w.hosts[host].notices.iter().filter(told).count();
+        assert!((1..=from).contains(&times), "host {host}: {times}");
+    }
+    w.kill(2);
+    w.run(Span::s(20));
+    assert!(w.hosts[0].node.view().status().reasons.is_empty(), "{:?}", w.hosts[0].node.view().status().reasons);
+}
+
+#[test]
+fn how_long_a_member_may_be_silent_is_configured() {
+    for (phi_down, early, late) in [(2, Span::s(1), Span::s(4)), (40, Span::s(40), Span::s(20))] {
+        let mut w = World::default();
+        for i in 0..2 {
+            let mut c = config(i);
+            c.phi_down = phi_down;
+            c.join = vec!["http://n1:9000".into()];
+            w.add(c, Recovered::default());
+        }
+        w.run(Span::s(3));
+        assert!(w.all_up());
+        w.cut.insert((0, 1));
+        w.run(early);
+        assert_ne!(w.state(0, "n2"), Some(PeerState::Down), "{phi_down}");
+        w.run(late);
+        assert_eq!(w.state(0, "n2"), Some(PeerState::Down), "{phi_down}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::mountinfo::{self, Entry};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -111,20 +111,24 @@ pub(crate) fn clear_stale(target: &Path, options: &MountOptions) -> io::Result<(
     Err(err(io::ErrorKind::Other, format!("more than {STACKED} dead mounts at {}", target.display())))
 }
 
-/// A mountpoint must be an empty directory, so that nothing is hidden.
-pub(crate) fn check_empty(target: &Path) -> io::Result<()> {
+/// Names of what a mount hides that are told.
+const HIDDEN_MAX: usize = 1_000;
+
+/// A mountpoint must be a directory, and unless `over` an empty one, so that nothing is hidden. What will be hidden, by name.
+pub(crate) fn check_mountpoint(target: &Path, over: bool) -> io::Result<Vec<OsString>> {
     let shown = target.display();
     if !std::fs::metadata(target).map_err(|e| with(e, &format!("mountpoint {shown}")))?.is_dir() {
         return Err(err(io::ErrorKind::NotADirectory, format!("mountpoint {shown} is not a directory")));
     }
-    let mut entries = std::fs::read_dir(target).map_err(|e| with(e, &format!("mountpoint {shown}")))?;
-    match entries.next() {
-        None => Ok(()),
-        Some(_) => Err(err(
-            io::ErrorKind::DirectoryNotEmpty,
-            format!("mountpoint {shown} is not empty: mounting would hide what is in it"),
-        )),
+    let entries = std::fs::read_dir(target).map_err(|e| with(e, &format!("mountpoint {shown}")))?;
+    let names = entries.take(HIDDEN_MAX).map(|e| e.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>();
+    let mut names = names.map_err(|e| with(e, &format!("mountpoint {shown}")))?;
+    if !names.is_empty() && !over {
+        let why = format!("mountpoint {shown} is not empty: mounting would hide what is in it");
+        return Err(err(io::ErrorKind::DirectoryNotEmpty, why));
     }
+    names.sort();
+    Ok(names)
 }
 
 /// Mounts, by system call or, where this is not permitted, by `fusermount3`. Returns the channel to the kernel.

@@ -7,6 +7,7 @@ use crate::readers::Readers;
 use crate::{MountOptions, Passthrough};
 use fuser::{Config, Session, SessionACL};
 use ice_host::vfs::{Stale, Vfs};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use tracing::{info, warn};
 pub struct Mount {
     mountpoint: PathBuf,
     mounted: Mounted,
+    /// What was in the directory before, first by name.
+    hidden: Vec<OsString>,
     shared: Arc<Shared>,
     alive: Arc<AtomicBool>,
     /// Only for `unmount`; the lock makes a mount shareable.
@@ -48,7 +51,7 @@ impl Mount {
         options.validate()?;
         let target = device::resolve(&options.mountpoint)?;
         device::clear_stale(&target, &options)?;
-        device::check_empty(&target)?;
+        let hidden = device::check_mountpoint(&target, options.over)?;
         let (fd, mounted) = device::mount(&target, &options)?;
 
         let threads = options.thread_count();
@@ -76,7 +79,7 @@ impl Mount {
             mount_id: mounted.id(),
             read_only: options.read_only,
         };
-        let mount = Mount::run(target, mounted, shared, session, driver, threads)?;
+        let mount = Mount::run(target, (mounted, hidden), shared, session, driver, threads)?;
         // It is not asked whether it answers: a process that is killed while it waits for itself could not end.
         if !mount.is_alive() {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the session ended right after mounting"));
@@ -87,7 +90,7 @@ impl Mount {
 
     fn run(
         mountpoint: PathBuf,
-        mounted: Mounted,
+        (mounted, hidden): (Mounted, Vec<OsString>),
         shared: Arc<Shared>,
         session: Session<IceFs>,
         driver: Driver,
@@ -113,12 +116,17 @@ impl Mount {
             shared.queue.close();
             return Err(e);
         }
-        Ok(Mount { mountpoint, mounted, shared, alive, ended: Mutex::new(ended) })
+        Ok(Mount { mountpoint, mounted, hidden, shared, alive, ended: Mutex::new(ended) })
     }
 
     /// Where it is mounted: absolute, without symbolic links.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// What the mount hides (see [`MountOptions::over`]): some names, first by name.
+    pub fn hidden(&self) -> &[OsString] {
+        &self.hidden
     }
 
     /// Whether the kernel still sends requests. False after somebody else unmounted it.

@@ -16,7 +16,7 @@ pub enum Passthrough {
 /// How to mount a volume.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// An existing, empty directory.
+    /// An existing directory; empty unless `over`.
     pub mountpoint: PathBuf,
     /// The "device" shown in the mount table. No commas, not empty.
     pub fsname: String,
@@ -33,6 +33,8 @@ pub struct MountOptions {
     pub passthrough: Passthrough,
     /// Refuse all changes.
     pub read_only: bool,
+    /// Mount over a directory that is not empty: what is in it is hidden meanwhile.
+    pub over: bool,
 }
 
 impl MountOptions {
@@ -47,6 +49,7 @@ impl MountOptions {
             clone_fd: true,
             passthrough: Passthrough::Auto,
             read_only: false,
+            over: false,
         }
     }
 

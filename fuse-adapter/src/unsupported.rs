@@ -2,6 +2,7 @@
 
 use crate::MountOptions;
 use ice_host::vfs::Vfs;
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,11 @@ impl Mount {
 
     /// Where it is mounted.
     pub fn mountpoint(&self) -> &Path {
+        match *self {}
+    }
+
+    /// What the mount hides.
+    pub fn hidden(&self) -> &[OsString] {
         match *self {}
     }
 

@@ -48,7 +48,7 @@ pub enum IdentityError {
         pid: Option<u32>,
     },
     /// The identity file is there, but cannot be understood.
-    #[error("{}: {why}; restore it from a copy, or move the whole `data` directory away to start as a new replica", .path.display())]
+    #[error("{}: {why}; move the whole `data` directory away and delete `backing`/.icecluster/replica: the files in `backing` are then adopted by a new replica", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub enum IdentityError {
         why: String,
     },
     /// There is data, but no identity.
-    #[error("{} is missing although there is data beside it ({found}); restore it from a copy, or move the whole `data` directory away to start as a new replica", .path.display())]
+    #[error("{} is missing although there is data beside it ({found}); move the whole `data` directory away and delete `backing`/.icecluster/replica: the files in `backing` are then adopted by a new replica", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,
@@ -76,7 +76,7 @@ pub enum IdentityError {
         ours: ReplicaId,
     },
     /// `backing` used to carry our marker and does not now.
-    #[error("{} does not carry the marker of this replica any more: is its file system mounted? Starting would look like the deletion of every file. If the directory was emptied on purpose, move the whole `data` directory away to start as a new replica", .backing.display())]
+    #[error("{} does not carry the marker of this replica any more: is its file system mounted? Starting would look like the deletion of every file. If the directory was emptied on purpose, move the whole `data` directory away: everything is then fetched by a new replica", .backing.display())]
     EmptyBacking {
         /// The directory.
         backing: PathBuf,

@@ -56,7 +56,7 @@ fn every_key_is_understood() {
          sync_mode: latest\nconsistency_interval: 10m\nconsistency_mode: report\nlog_file: /l\nlog_verbose: yes\n\
          ready_require_sync: false\nready_require_peer: true\napi_token: s3cret\ntls_cert: /c.pem\ntls_key: /k.pem\n\
          cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\n\
-         trace_ring: 3MiB\nhttp_connections: 20\npayload_memory: 1GiB\nfuse_threads: 4\nfuse_passthrough: OFF\n\
+         trace_ring: 3MiB\nhttp_connections: 20\npayload_memory: 1GiB\nfuse_threads: 4\nfuse_passthrough: OFF\nmount_over: no\n\
          lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n",
     )
     .unwrap();
@@ -89,17 +89,62 @@ fn every_key_is_understood() {
         payload_memory: 1 << 30,
         fuse_threads: 4,
         fuse_passthrough: false,
-        notes: Vec::new(),
+        mount_over: false,
     };
     assert_eq!(c, want);
     assert!(!format!("{c:?}").contains("s3cret"), "the token must not reach a log");
 }
 
 #[test]
-fn zero_and_less_mean_the_default_where_the_original_says_so() {
-    let c = parse("keepalive: 0\nkeepalive_failures: -2\nclock_skew_max: -1s\nconsistency_interval: 0\n").unwrap();
-    let notes = vec!["`clock_skew_max`: -1s is less than zero: the default of 1s counts".to_owned()];
-    assert_eq!(c, Config { notes, ..Config::default() });
+fn zero_means_the_default_and_less_is_refused() {
+    let c = parse("keepalive: 0\nkeepalive_failures: 0\nclock_skew_max: 0\nack_timeout: 0s\nconsistency_interval: 0\n")
+        .unwrap();
+    assert_eq!(c, Config::default());
+    for key in ["keepalive", "clock_skew_max", "ack_timeout", "consistency_interval"] {
+        let e = error(&format!("{key}: -1s"));
+        assert_eq!(e, format!("c.yml: `{key}` at line 1: a length of time must not be negative"));
+    }
+    for key in ["keepalive_failures", "fuse_threads", "http_connections"] {
+        let e = error(&format!("{key}: -1"));
+        assert!(e.starts_with(&format!("c.yml: `{key}` at line 1: -1 is negative")), "{e}");
+    }
+}
+
+#[test]
+fn how_long_a_peer_may_be_silent_is_what_both_keys_say() {
+    assert_eq!(Config::default().silence(), Duration::from_secs(60));
+    assert_eq!(parse("keepalive: 1m\nkeepalive_failures: 5").unwrap().silence(), Duration::from_secs(300));
+    for (text, word) in [
+        ("keepalive: 50ms", "50ms is too short: at least 100ms"),
+        ("keepalive: 2h", "2h0m0s is too long: at most 1h0m0s"),
+        ("keepalive: 100ms\nkeepalive_failures: 9", "at least 1s"),
+        ("keepalive: 1h\nkeepalive_failures: 25", "at most 86400s"),
+        ("keepalive_failures: 1001", "1001 is too much: at most 1000"),
+    ] {
+        let e = error(text);
+        assert!(e.contains(word), "{text}: {e}");
+    }
+}
+
+#[test]
+fn addresses_that_stand_for_all_are_told_to_nobody() {
+    for url in ["http://0.0.0.0:9000", "0.0.0.0", "https://[::]:1"] {
+        let e = error(&format!("advertise: '{url}'"));
+        assert!(e.starts_with("c.yml: `advertise`: `http") && e.contains("stands for all addresses"), "{e}");
+    }
+}
+
+#[test]
+fn variables_that_are_no_settings_are_told_with_the_nearest() {
+    let told = |names: &[&str]| ice_host::config::unknown_variables(names.iter().map(|n| (*n).to_owned()));
+    assert_eq!(
+        told(&["PATH", "ICECLUSTER_BAKCING", "ICECLUSTER_BACKING"]),
+        ["ICECLUSTER_BAKCING is no setting and is ignored; the nearest is ICECLUSTER_BACKING"]
+    );
+    for known in ["LOG", "TOKEN", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_9000_TCP_ADDR", "API_PORT"] {
+        assert!(told(&[&format!("ICECLUSTER_{known}")]).is_empty(), "{known}");
+    }
+    assert_eq!(told(&["ICECLUSTER_", "ICECLUSTER_bind"]).len(), 2, "they are written in capitals");
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn identity_and_health<R: Runtime>(rt: R) {
     assert!(version.header("content-type").unwrap().starts_with("text/plain"));
     let time = get(at, "/v1/time").json()["unix"].as_u64().unwrap();
     assert!(time > 1_600_000_000_000_000_000, "nanoseconds: {time}");
-    assert_eq!(get(at, "/v1/status").json(), json!({"id": "node-1", "state": "ok"}));
+    assert_eq!(get(at, "/v1/status").json(), json!({"id": "node-1", "state": "ok", "notes": []}));
     assert_eq!(get(at, "/v1/conflicts").json(), json!([]));
     assert_eq!(get(at, "/v1/stats").json(), json!({}));
     node.stop();
@@ -149,6 +149,38 @@ fn foreign_pages_may_not_write<R: Runtime>(rt: R) {
     }
     let answer = request(at, "GET", "/v1/file?path=a", &[("Origin", "http://evil.example")], &[]);
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, None));
+    node.stop();
+}
+
+/// Nor is such an address accepted from an operator.
+fn addresses_without_tls_are_refused_where_there_is_tls<R: Runtime>(rt: R) {
+    let mut node = Node::start(rt, Setup { https_only: true, ..Setup::default() });
+    let at = node.address;
+    for plain in ["http://c:9000", "c:9000"] {
+        let answer = request(at, "POST", &format!("/v1/peers/register?url={plain}"), &[], &[]);
+        assert_eq!((answer.status, answer.json()["error"].clone()), (400, json!("clear_text")), "{plain}");
+        assert!(answer.json()["message"].as_str().unwrap().contains("https://c:9000"));
+    }
+    assert_eq!(request(at, "POST", "/v1/peers/register?url=https://c:9000", &[], &[]).status, 200);
+    assert_eq!(*node.cluster.orders.lock().unwrap(), [Admin::AddPeer { url: "https://c:9000".into() }]);
+    node.stop();
+}
+
+/// A page whose name was made to lead to this node is of one site with it, as far as a browser can see.
+fn browsers_must_name_the_node<R: Runtime>(rt: R) {
+    let mut node = plain(rt);
+    let at = node.address;
+    for (host, status) in [("evil.example:9000", 403), ("localhost:9000", 200), ("127.0.0.1:9000", 200)] {
+        let origin = format!("http://{host}");
+        for headers in
+            [&[("Host", host), ("Origin", &origin)][..], &[("Host", host), ("Sec-Fetch-Site", "same-origin")]]
+        {
+            let answer = request(at, "GET", "/v1/index", headers, &[]);
+            assert_eq!(answer.status, status, "{host}: {}", answer.text());
+        }
+        // Programs may use any name.
+        assert_eq!(request(at, "GET", "/v1/index", &[("Host", host)], &[]).status, 200, "{host}");
+    }
     node.stop();
 }
 
@@ -455,6 +487,8 @@ suite!(
     reading_never_changes_anything,
     the_token_protects,
     foreign_pages_may_not_write,
+    browsers_must_name_the_node,
+    addresses_without_tls_are_refused_where_there_is_tls,
     files_come_and_go,
     conditions,
     ranges,

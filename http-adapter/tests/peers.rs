@@ -399,7 +399,7 @@ fn a_deaf_peer_costs_little<R: Runtime>(rt: R) {
 }
 
 fn over_tls<A: Runtime, B: Runtime>(a: A, b: B) {
-    let setup = || Setup { token: Some("s3cret"), tls: true, ..Setup::default() };
+    let setup = || Setup { token: Some("s3cret"), tls: true, https_only: true, ..Setup::default() };
     let (mut a, mut b) = (Node::start(a, setup()), Node::start(b, setup()));
     let (at_a, at_b) = link(&a, &b);
     let content = bytes(60_000, 4);
@@ -413,6 +413,14 @@ fn over_tls<A: Runtime, B: Runtime>(a: A, b: B) {
         assert_eq!(b.payloads.get(payload_of(&ops[0]).id).as_ref(), Some(&content));
     }
     transfer(&a, at_a, &b, at_b, 5_000_000);
+    // Nothing is ever said to an address without TLS: not to one that was dialled, nor to one that a member named.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    deaf.set_nonblocking(true).unwrap();
+    let plain = format!("http://{}", deaf.local_addr().unwrap());
+    a.net.send(Send::Dial { url: plain.clone() });
+    let why = dial_failed(&a.events);
+    assert!(why.contains("clear text") && why.contains("https://"), "{why}");
+    assert!(deaf.accept().is_err(), "nobody came");
     // A node that trusts somebody else refuses.
     let mut stranger = Node::start(a.runtime.clone(), Setup { token: Some("s3cret"), ..Setup::default() });
     stranger.net.send(Send::Dial { url: b.url.clone() });

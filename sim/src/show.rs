@@ -153,7 +153,7 @@ pub fn notice(n: &Notice) -> String {
         Notice::PeerLeave(m) => format!("{} left", m.name),
         Notice::PeerDown { member, why } => format!("{} is down: {why}", member.name),
         Notice::PeerRecover(m) => format!("{} is back", m.name),
-        Notice::Conflict { inode, lost, copy } => {
+        Notice::Conflict { inode, lost, copy, .. } => {
             format!("conflict on {}: {} kept as {}", short(inode), lost.time.0, short(copy))
         }
         Notice::Trouble(text) => format!("trouble: {text}"),

@@ -147,6 +147,9 @@ pub fn status(s: &mut Session<'_>) -> Result<u8> {
     for wait in list(&status, "waits").iter().filter_map(Value::as_str) {
         writeln!(s.out, "waits      {}", printable(wait))?;
     }
+    for note in list(&status, "notes").iter().filter_map(Value::as_str) {
+        writeln!(s.out, "note       {}", printable(note))?;
+    }
     for peer in list(&status, "peers") {
         let urls: Vec<Cow<'_, str>> = list(peer, "urls").iter().filter_map(Value::as_str).map(printable).collect();
         let (ops, behind) = (number(peer, "lag_ops"), number(peer, "lag_bytes"));

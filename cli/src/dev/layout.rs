@@ -83,6 +83,11 @@ impl Layout {
         let (dir, temporary) = match &options.dir {
             Some(dir) => {
                 crate::start::make_dir(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+                let ours = dir.join("cluster.json").exists() || dir.join("node1/config.yml").exists();
+                let mut entries = dir.read_dir().with_context(|| dir.display().to_string())?;
+                if !ours && entries.next().is_some() {
+                    bail!("{} is not empty, and no cluster of this program: name another directory", dir.display());
+                }
                 (dir.canonicalize().with_context(|| dir.display().to_string())?, false)
             }
             None => (fresh_dir()?, true),
@@ -186,8 +191,9 @@ fn config_text(node: &NodeFiles, runtime: &str, join: &str) -> Result<String> {
         "backing": node.backing,
         "mount": node.mount.clone().unwrap_or_default(),
         "runtime": runtime,
-        // Everything is on one machine: what does not answer at once is gone.
+        // Everything is on one machine: who is away is looked for often.
         "keepalive": "1s",
+        "keepalive_failures": 9,
     });
     let text = serde_yaml::to_string(&value).context("configuration")?;
     Ok(format!("# Written by `icecluster dev`, which keeps it as it is when it starts this directory again.\n{text}"))

@@ -58,7 +58,7 @@ pub struct Options {
     #[arg(long)]
     pub no_mount: bool,
     /// First port to try on 127.0.0.1
-    #[arg(long, default_value_t = 9000)]
+    #[arg(long, default_value_t = 9000, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 }
 

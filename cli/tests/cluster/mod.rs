@@ -161,9 +161,12 @@ impl Node {
         let join: Vec<String> = self.joins.iter().map(|p| format!("{}://127.0.0.1:{p}", self.scheme())).collect();
         let d = self.dir.display();
         let mut text = format!(
-            "node_id: {}\nbind: 127.0.0.1:{}\nbacking: {d}/backing\nmount: {d}/mount\ndata: {d}/data\nkeepalive: 1s\nlog_file: {d}/log\n",
+            "node_id: {}\nbind: 127.0.0.1:{}\nbacking: {d}/backing\ndata: {d}/data\nkeepalive: 1s\nkeepalive_failures: 9\nlog_file: {d}/log\n",
             self.name, self.port
         );
+        if !self.extra.lines().any(|l| l.starts_with("mount:")) {
+            text.push_str(&format!("mount: {d}/mount\n"));
+        }
         if !join.is_empty() {
             text.push_str(&format!("join: \"{}\"\n", join.join(",")));
         }

@@ -32,10 +32,10 @@ impl Phi {
         self.last = now;
     }
 
-    /// When phi reaches `level` if nothing is heard until then.
-    pub(crate) fn reaches(&self, level: u64) -> Instant {
+    /// When phi reaches `level / parts` if nothing is heard until then.
+    pub(crate) fn reaches(&self, level: u64, parts: u64) -> Instant {
         // ln 10 = 2.3026
-        self.last.after(Span(self.mean.saturating_mul(level).saturating_mul(23026) / 10_000))
+        self.last.after(Span(self.mean.saturating_mul(level).saturating_mul(23026) / (10_000 * parts)))
     }
 
     /// Last sign of life.

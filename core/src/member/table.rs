@@ -14,16 +14,16 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
-/// Silence that makes a member suspect, in phi.
-const PHI_SUSPECT: u64 = 3;
-/// Silence that ends the connection and makes a member down, in phi.
-const PHI_DOWN: u64 = 8;
 /// First wait before an address is tried again.
 const REDIAL_FIRST: Span = Span::ms(100);
 /// A dial that the host has not answered by then counts as failed.
 const DIAL_LOST: Span = Span::s(60);
 /// A connection whose other side does not introduce itself by then is closed.
 const HELLO_WAIT: Span = Span::s(10);
+/// Somebody whom this node refused is worth a word as long as he comes back within this time.
+const REFUSAL_LASTS: Span = Span::s(15);
+/// Refused ones that are remembered.
+const REFUSALS_MAX: usize = 16;
 
 /// Of the words with which another node refuses a connection so much is kept.
 const REFUSAL_CHARS_MAX: usize = 500;
@@ -64,6 +64,8 @@ pub(crate) struct Peer {
     pub(crate) state: PeerState,
     pub(crate) why: String,
     pub(crate) skew_ns: Option<i64>,
+    /// It said that it does not want this node, in its words; until it shows otherwise.
+    refusal: String,
     phi: Phi,
     lost_at: Instant,
     failed_dials: u32,
@@ -78,8 +80,16 @@ struct Link {
     next_beat: Instant,
     beat: u64,
     beat_at: Instant,
-    /// Why the other side will not have it.
+    /// The other side refused this node, and why.
     refused: Option<String>,
+}
+
+/// One whom this node refused.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Refusal {
+    words: String,
+    times: u32,
+    last: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -111,8 +121,10 @@ pub(crate) struct Members {
     links: BTreeMap<LinkId, Link>,
     addresses: BTreeMap<String, Address>,
     heartbeat: Span,
+    phi_down: u64,
     redial: Span,
     dial_failures: u32,
+    refusals: BTreeMap<ReplicaId, Refusal>,
     stopping: bool,
     /// We were told that we are no member any more.
     pub(crate) expelled: bool,
@@ -157,8 +169,10 @@ impl Members {
             links: BTreeMap::new(),
             addresses: BTreeMap::new(),
             heartbeat: config.heartbeat,
+            phi_down: u64::from(config.phi_down.max(1)),
             redial: config.redial,
             dial_failures: config.dial_failures.max(1),
+            refusals: BTreeMap::new(),
             stopping: false,
             expelled: false,
             mixes_starts: config.has(crate::bug::Bug::IgnoreIncarnation),
@@ -187,6 +201,7 @@ impl Members {
             state: PeerState::Unknown,
             why: "not heard of yet".to_string(),
             skew_ns: None,
+            refusal: String::new(),
             lost_at: now,
             failed_dials: 0,
             next_url: 0,
@@ -317,17 +332,10 @@ impl Members {
         self.links.insert(link, l);
     }
 
-    /// The other side says why it hangs up. That is said of the member then, however the connection ends.
-    pub(crate) fn refused(&mut self, link: LinkId, why: &str, fx: &mut Vec<Effect>) {
-        if let Some(l) = self.links.get_mut(&link) {
-            l.refused = Some(why.chars().take(REFUSAL_CHARS_MAX).collect());
-        }
-        fx.push(Effect::Send(Send::Hangup { link, why: why.to_string() }));
-    }
-
     pub(crate) fn link_down(&mut self, link: LinkId, why: &str, now: Instant, fx: &mut Vec<Effect>) {
         self.changed = true;
         let Some(l) = self.links.remove(&link) else { return };
+        // That it was closed says less than why.
         let why = l.refused.as_deref().unwrap_or(why);
         if let Some(a) = l.dialled.as_ref().and_then(|u| self.addresses.get_mut(u)) {
             if a.way == Way::Linked {
@@ -389,6 +397,7 @@ impl Members {
             return;
         }
         if let Some(why) = self.refuses(hello) {
+            self.note_refusal(them, &why, now, fx);
             fx.push(Effect::Send(Send::Message { link, message: Message::Refuse { why: why.clone() } }));
             fx.push(Effect::Send(Send::Hangup { link, why }));
             return;
@@ -419,7 +428,8 @@ impl Members {
         p.link = Some(link);
         p.phi = Phi::new(now, self.heartbeat);
         p.failed_dials = 0;
-        p.why.clear();
+        // It may be about to refuse this node once more.
+        p.why.clone_from(&p.refusal);
         p.skew_ns = None;
         if let Some(l) = self.links.get_mut(&link) {
             l.peer = Some(replica);
@@ -430,6 +440,51 @@ impl Members {
         }
         fx.push(Effect::Connected { replica });
         fx.push(Effect::Send(Send::Message { link, message: Message::Members(self.all()) }));
+    }
+
+    /// The other side does not want this node, and says why.
+    pub(crate) fn refused(&mut self, link: LinkId, why: &str, fx: &mut Vec<Effect>) {
+        let why: String = why.chars().take(REFUSAL_CHARS_MAX).collect();
+        let words = format!("it refuses this node: {why}");
+        let Some(l) = self.links.get_mut(&link) else { return };
+        let name = l.peer.and_then(|r| self.peers.get_mut(&r)).map(|p| {
+            let known = core::mem::replace(&mut p.refusal, words.clone()) == words;
+            (!known).then(|| p.info.name.clone())
+        });
+        // Once, not at each of its tries.
+        if let Some(Some(name)) = name {
+            fx.push(Effect::Notice(Notice::Trouble(format!("{name}: {words}"))));
+        }
+        l.refused = Some(words);
+        fx.push(Effect::Send(Send::Hangup { link, why }));
+    }
+
+    fn note_refusal(&mut self, them: &MemberInfo, why: &str, now: Instant, fx: &mut Vec<Effect>) {
+        self.refusals.retain(|_, r| now.since(r.last) <= REFUSAL_LASTS);
+        if self.refusals.len() >= REFUSALS_MAX && !self.refusals.contains_key(&them.replica) {
+            return;
+        }
+        let from = them.urls.first().map_or(String::new(), |u| format!(" at {u}"));
+        let words = format!("a node{from} is refused: {why}");
+        let entry = Refusal { words: String::new(), times: 0, last: now };
+        let refusal = self.refusals.entry(them.replica).or_insert(entry);
+        if refusal.words != words {
+            *refusal = Refusal { words, times: 0, last: now };
+        }
+        refusal.times = refusal.times.saturating_add(1);
+        refusal.last = now;
+        // The first time may be the late end of an earlier start.
+        if refusal.times == 2 {
+            fx.push(Effect::Notice(Notice::Trouble(refusal.words.clone())));
+        }
+    }
+
+    /// Whom this node keeps refusing, in words.
+    pub(crate) fn refusing(&self, now: Instant) -> impl Iterator<Item = &str> {
+        self.refusals
+            .values()
+            .filter(move |r| r.times > 1 && now.since(r.last) <= REFUSAL_LASTS)
+            .map(|r| r.words.as_str())
     }
 
     fn refuses(&self, hello: &Hello) -> Option<String> {
@@ -547,7 +602,7 @@ impl Members {
             p.phi.heard(now);
             if p.state == PeerState::Suspect {
                 p.state = PeerState::Up;
-                p.why.clear();
+                p.why.clone_from(&p.refusal);
             }
         }
     }
@@ -561,6 +616,11 @@ impl Members {
         let half = now.since(l.beat_at).0 / 2;
         let skew = i128::from(beat.wall_ns) + i128::from(half) - i128::from(wall_ns);
         if let Some(p) = l.peer.and_then(|r| self.peers.get_mut(&r)) {
+            // Who answers has accepted this node.
+            if !p.refusal.is_empty() {
+                p.refusal.clear();
+                p.why.clear();
+            }
             p.skew_ns = Some(skew.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64);
         }
     }
@@ -624,7 +684,7 @@ impl Members {
                 continue;
             }
             if let Some(link) = p.link {
-                let (suspect, down) = (p.phi.reaches(PHI_SUSPECT), p.phi.reaches(PHI_DOWN));
+                let (suspect, down) = (p.phi.reaches(self.phi_down * 3, 8), p.phi.reaches(self.phi_down, 1));
                 if down <= now {
                     let silent = now.since(p.phi.last()).0 / 1_000_000;
                     p.state = PeerState::Down;

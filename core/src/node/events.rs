@@ -294,7 +294,7 @@ impl Node {
             IoResult::Applied(witness) => {
                 for record in self.tree.applied(ticket, witness) {
                     if let LogRecord::Kept { inode, lost, copy } = record {
-                        self.out.notice.push(crate::action::Notice::Conflict { inode, lost, copy });
+                        self.conflict_noticed(inode, lost, copy);
                     }
                     self.log(record);
                 }
@@ -408,6 +408,21 @@ impl Node {
     pub(super) fn tell_all(&mut self) {
         let all: Vec<_> = self.members.connected().map(|(r, _)| r).collect();
         self.tell_held.extend(all);
+    }
+
+    /// A losing version was kept: the people behind it should hear of it.
+    pub(super) fn conflict_noticed(&mut self, inode: InodeId, lost: Stamp, copy: InodeId) {
+        // The copy may have no place yet; it will be beside the file.
+        let path = self.tree.path(copy).or_else(|| self.tree.path(inode)).unwrap_or_default();
+        let origin = lost.replica;
+        let by = if self.lives.contains(&origin) || origin == self.life() {
+            self.config.name.clone()
+        } else {
+            let mut infos = self.members.peers.values().map(|p| &p.info);
+            let author = infos.find(|i| i.life == origin || i.replica == origin);
+            author.map_or_else(Default::default, |i| i.name.clone())
+        };
+        self.out.notice.push(crate::action::Notice::Conflict { inode, lost, copy, path, by });
     }
 
     pub(super) fn refuse_link(&mut self, link: LinkId, why: &str) {

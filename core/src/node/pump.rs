@@ -90,7 +90,7 @@ impl Node {
             self.issue(outcome.ops, &mut lost);
             for record in outcome.records {
                 if let LogRecord::Kept { inode, lost, copy } = record {
-                    self.out.notice.push(crate::action::Notice::Conflict { inode, lost, copy });
+                    self.conflict_noticed(inode, lost, copy);
                 }
                 self.log(record);
             }

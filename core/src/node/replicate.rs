@@ -41,8 +41,7 @@ impl Node {
             }
             Message::Refuse { why } => {
                 self.members.refused(link, why, &mut fx);
-                self.effects(fx);
-                return;
+                return self.effects(fx);
             }
             _ => match self.members.peer_of(link) {
                 Some(peer) => peer,

@@ -201,7 +201,7 @@ impl<'a> View<'a> {
     fn reasons(&self, peers: &[PeerStatus]) -> Vec<String> {
         let n = self.node;
         let mut v = Vec::new();
-        for p in peers.iter().filter(|p| !p.left && p.state != PeerState::Up) {
+        for p in peers.iter().filter(|p| !p.left && (p.state != PeerState::Up || !p.why.is_empty())) {
             v.push(format!("{} is {}: {}", p.name, format!("{:?}", p.state).to_lowercase(), p.why));
         }
         for (url, why) in n.members.silent_addresses() {
@@ -214,6 +214,7 @@ impl<'a> View<'a> {
                     .to_string(),
             );
         }
+        v.extend(n.members.refusing(n.now).map(ToString::to_string));
         let copies = n.copies();
         let up = 1 + copies.iter().filter(|c| c.up).count();
         if up < needed(n.config.ack, &copies) {

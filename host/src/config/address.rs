@@ -114,6 +114,12 @@ pub fn normalize_url(text: &str, tls: bool) -> Result<String, String> {
     Ok(url)
 }
 
+/// The URL's host is an address that stands for all of a machine's.
+pub(super) fn is_unspecified(url: &str) -> bool {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    split_port(authority).is_some_and(|(host, _)| host.parse::<IpAddr>().is_ok_and(|a| a.is_unspecified()))
+}
+
 /// The host's name as the kernel has it, in small letters.
 pub(super) fn host_name() -> Option<String> {
     let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();

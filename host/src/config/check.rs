@@ -3,6 +3,12 @@
 use super::{Config, normalize_url};
 use ice_core::limits;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+/// Shorter, and the pauses of a busy machine look like its end.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
+/// Longer, and nobody hears of it.
+const SILENCE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn checked(mut c: Config) -> Result<Config, String> {
     let tls = c.tls.is_some();
@@ -19,6 +25,16 @@ pub(super) fn checked(mut c: Config) -> Result<Config, String> {
     if c.advertise.len() > limits::URLS_PER_MEMBER_MAX {
         let n = c.advertise.len();
         return Err(format!("`advertise`: {n} addresses are too many: at most {}", limits::URLS_PER_MEMBER_MAX));
+    }
+    if let Some(url) = c.advertise.iter().find(|u| super::address::is_unspecified(u)) {
+        return Err(format!("`advertise`: `{url}` stands for all addresses: name one that other nodes can reach"));
+    }
+    let silence = c.silence();
+    if !(SILENCE_MIN..=SILENCE_MAX).contains(&silence) {
+        return Err(format!(
+            "`keepalive` times `keepalive_failures` is {silence:?}, after which a silent peer is declared down: at least \
+             {SILENCE_MIN:?}, at most {SILENCE_MAX:?}"
+        ));
     }
     for path in [&mut c.data, &mut c.backing].into_iter().chain(c.mount.as_mut()) {
         *path = std::path::absolute(&*path).map_err(|e| format!("{}: {e}", path.display()))?;

@@ -10,6 +10,10 @@ use ice_core::limits;
 use serde_yaml::Value;
 use std::path::PathBuf;
 
+/// Limits of `keepalive`.
+const KEEPALIVE_MIN: GoDuration = GoDuration::ms(100);
+const KEEPALIVE_MAX: GoDuration = GoDuration::s(3600);
+
 /// One key.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyInfo {
@@ -39,18 +43,21 @@ const KEYS: &[KeyInfo] = keys! {
     "data", "/var/lib/icecluster", |d, v| put(&mut d.config.data, path(v)?.ok_or("it must not be empty")?);
     "backing", "/opt/icewarp/config-local", |d, v| put(&mut d.config.backing, path(v)?.ok_or("it must not be empty")?);
     "mount", "/opt/icewarp/config", |d, v| put(&mut d.config.mount, path(v)?);
-    "keepalive", "1m", |d, v| { d.config.keepalive = positive(d, v, "keepalive", GoDuration::s(60))?; Ok(()) };
-    "keepalive_failures", "1", |d, v| put(&mut d.config.keepalive_failures, count(v, 1_000)?.max(1));
-    "clock_skew_max", "1s", |d, v| { d.config.clock_skew_max = positive(d, v, "clock_skew_max", GoDuration::s(1))?; Ok(()) };
+    "keepalive", "1m", |d, v| put(&mut d.config.keepalive, within(KEEPALIVE_MIN, KEEPALIVE_MAX, positive(v, GoDuration::s(60))?)?.std());
+    "keepalive_failures", "1", |d, v| put(&mut d.config.keepalive_failures, match count(v, 1_000)? {
+        0 => Config::default().keepalive_failures,
+        n => n,
+    });
+    "clock_skew_max", "1s", |d, v| put(&mut d.config.clock_skew_max, positive(v, GoDuration::s(1))?.std());
     "sync_mode", "latest", |_, v| only(v, "latest", &["force"], "joining by force");
     "consistency_interval", "0", |d, v| {
-        let every = duration(v)?;
+        let every = not_negative(v)?;
         put(&mut d.config.scan_interval, (every > GoDuration::ZERO).then(|| every.std()))
     };
     "consistency_mode", "report", |_, v| only(v, "report", &["latest", "force"], "repair by the scan (replicas converge without it)");
     "ack", "auto", |d, v| put(&mut d.config.ack, ack(v)?);
     "close_ack", "local", |d, v| put(&mut d.config.close_ack, ack(v)?);
-    "ack_timeout", "10s", |d, v| { d.config.ack_timeout = positive(d, v, "ack_timeout", GoDuration::s(10))?; Ok(()) };
+    "ack_timeout", "10s", |d, v| put(&mut d.config.ack_timeout, positive(v, GoDuration::s(10))?.std());
     "lock_timeout", "5s", |_, v| unbuilt(duration(v)? == GoDuration::s(5), "cluster-wide locks");
     "lock_retry", "300ms", |_, v| unbuilt(duration(v)? == GoDuration::ms(300), "cluster-wide locks");
     "allow_delete_while_locked", "false", |_, v| unbuilt(!boolean(v)?, "cluster-wide locks");
@@ -71,6 +78,7 @@ const KEYS: &[KeyInfo] = keys! {
         other => return Err(format!("`{other}` is no runtime: use tokio or smol")),
     });
     "fuse_threads", "0", |d, v| put(&mut d.config.fuse_threads, count(v, 64)? as usize);
+    "mount_over", "true", |d, v| put(&mut d.config.mount_over, boolean(v)?);
     "fuse_passthrough", "auto", |d, v| put(&mut d.config.fuse_passthrough, match choice(v)?.as_str() {
         "auto" => true,
         "off" => false,
@@ -189,13 +197,25 @@ fn duration(v: &Value) -> Result<GoDuration, String> {
     }
 }
 
-/// Zero and less mean the default, as the original has it. Whoever writes less is told so.
-fn positive(d: &mut Draft, v: &Value, key: &str, default: GoDuration) -> Result<std::time::Duration, String> {
-    let given = duration(v)?;
-    if given < GoDuration::ZERO {
-        d.config.notes.push(format!("`{key}`: {given} is less than zero: the default of {default} counts"));
+fn not_negative(v: &Value) -> Result<GoDuration, String> {
+    let d = duration(v)?;
+    if d < GoDuration::ZERO { Err("a length of time must not be negative".into()) } else { Ok(d) }
+}
+
+/// Zero means the default, as the original has it.
+fn positive(v: &Value, default: GoDuration) -> Result<GoDuration, String> {
+    let d = not_negative(v)?;
+    Ok(if d > GoDuration::ZERO { d } else { default })
+}
+
+fn within(least: GoDuration, most: GoDuration, d: GoDuration) -> Result<GoDuration, String> {
+    if d < least {
+        Err(format!("{d} is too short: at least {least}"))
+    } else if d > most {
+        Err(format!("{d} is too long: at most {most}"))
+    } else {
+        Ok(d)
     }
-    Ok(if given > GoDuration::ZERO { given } else { default }.std())
 }
 
 fn boolean(v: &Value) -> Result<bool, String> {
@@ -210,14 +230,17 @@ fn boolean(v: &Value) -> Result<bool, String> {
     }
 }
 
-/// A whole number from 0 to `max`; a negative one counts as 0.
+/// A whole number from 0 to `max`.
 fn count(v: &Value, max: u32) -> Result<u32, String> {
     let n: i64 = match v {
         Value::Number(n) => n.as_i64().ok_or_else(|| format!("a whole number up to {max} is expected, not {n}"))?,
         Value::String(s) => s.trim().parse().map_err(|_| format!("a whole number is expected, not `{s}`"))?,
         other => return Err(format!("a whole number is expected, not {}", kind(other))),
     };
-    u32::try_from(n.max(0)).ok().filter(|n| *n <= max).ok_or_else(|| format!("{n} is too much: at most {max}"))
+    if n < 0 {
+        return Err(format!("{n} is negative: 0 to {max} are possible"));
+    }
+    u32::try_from(n).ok().filter(|n| *n <= max).ok_or_else(|| format!("{n} is too much: at most {max}"))
 }
 
 /// Bytes: `64KiB`, `16MiB`, `1GiB`, a bare number, or 0.

@@ -92,9 +92,9 @@ pub struct Config {
     pub backing: PathBuf,
     /// Where to mount it; `None`: nowhere.
     pub mount: Option<PathBuf>,
-    /// Time between signs of life.
+    /// A peer that is silent for `keepalive_failures` times as long is declared down.
     pub keepalive: Duration,
-    /// How many may be missing before a peer is declared down.
+    /// See `keepalive`; at least 1.
     pub keepalive_failures: u32,
     /// How far clocks may differ.
     pub clock_skew_max: Duration,
@@ -132,10 +132,10 @@ pub struct Config {
     pub trace_ring: usize,
     /// Threads that serve the mount; 0: as many as processors, 2 to 8.
     pub fuse_threads: usize,
+    /// Mount over a directory that is not empty.
+    pub mount_over: bool,
     /// Let the kernel read and map backing files by itself where it can (`auto`), or never (`off`).
     pub fuse_passthrough: bool,
-    /// What was understood otherwise than it is written, in words, for the log.
-    pub notes: Vec<String>,
 }
 
 impl Default for Config {
@@ -168,10 +168,32 @@ impl Default for Config {
             trace: None,
             trace_ring: 16 << 20,
             fuse_threads: 0,
+            mount_over: true,
             fuse_passthrough: true,
-            notes: Vec::new(),
         }
     }
+}
+
+/// Variables of the environment that look like settings and are none, each with what may be meant: a slip there would otherwise
+/// stay unnoticed for ever. Those that Kubernetes sets for a service of this name, and those of the programs themselves, are known.
+pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<String> {
+    const OTHERS: [&str; 6] = ["LOG", "PARENT", "BASE", "TOKEN", "TOKEN_FILE", "CACERT"];
+    let strange = names.filter_map(|name| {
+        let key = name.strip_prefix("ICECLUSTER_")?;
+        let service =
+            key.ends_with("SERVICE_HOST") || key.contains("SERVICE_PORT") || key.split('_').any(|p| p == "PORT");
+        let known = known_keys().iter().any(|k| k.name.to_ascii_uppercase() == key);
+        if known || service || OTHERS.contains(&key) {
+            return None;
+        }
+        let shown: String = name.chars().take(80).filter(|c| !c.is_control()).collect();
+        let nearest = yaml::nearest(key)?;
+        Some(format!(
+            "{shown} is no setting and is ignored; the nearest is ICECLUSTER_{}",
+            nearest.to_ascii_uppercase()
+        ))
+    });
+    strange.collect()
 }
 
 /// Why there is no configuration. One line.
@@ -228,6 +250,11 @@ impl Config {
         }
         let config = draft.finish().and_then(check::checked).map_err(|m| invalid(origin, m))?;
         Ok(config)
+    }
+
+    /// How long a peer may be silent before it is declared down.
+    pub fn silence(&self) -> Duration {
+        self.keepalive.saturating_mul(self.keepalive_failures.max(1))
     }
 
     /// Base URLs to tell to peers, best first, when the listener is bound to `port`: `advertise` if it is set, else derived from

@@ -134,15 +134,23 @@ impl Visitor<'_> for FindKey<'_> {
 
 /// Names the nearest known key.
 fn suggestion(key: &str) -> String {
-    // Keys of any length come from the file; the distance costs their product.
-    let key: String =
-        key.chars().take(60).flat_map(char::to_lowercase).map(|c| if c == '-' { '_' } else { c }).collect();
-    let nearest = known_keys().iter().map(|k| (distance(&key, k.name), k.name)).min();
-    match nearest {
+    match nearest_key(key) {
         Some((d, name)) if d <= name.len().div_ceil(3) => format!("did you mean `{name}`?"),
         Some((_, name)) => format!("the nearest known key is `{name}`"),
         None => "there are no known keys".into(),
     }
+}
+
+/// The known key that looks most like this one.
+pub(super) fn nearest(key: &str) -> Option<&'static str> {
+    nearest_key(key).map(|(_, name)| name)
+}
+
+fn nearest_key(key: &str) -> Option<(usize, &'static str)> {
+    // Keys of any length come from the file; the distance costs their product.
+    let key: String =
+        key.chars().take(60).flat_map(char::to_lowercase).map(|c| if c == '-' { '_' } else { c }).collect();
+    known_keys().iter().map(|k| (distance(&key, k.name), k.name)).min()
 }
 
 /// Edits (insert, remove, replace, exchange neighbours) from one to the other: optimal string alignment.

@@ -98,8 +98,13 @@ impl Actions for Lanes {
             Notice::PeerLeave(m) => tracing::info!("member {} left", m.name),
             Notice::PeerDown { member, why } => tracing::warn!("member {} is down: {why}", member.name),
             Notice::PeerRecover(m) => tracing::info!("member {} is back", m.name),
-            Notice::Conflict { inode, lost, copy } => {
-                tracing::warn!("conflict: version {lost} of {inode} was kept as {copy}");
+            Notice::Conflict { lost, copy, path, by, .. } => {
+                let by = if by.is_empty() { lost.replica.to_string() } else { by };
+                let path: Vec<String> = path.iter().map(ToString::to_string).collect();
+                let path = if path.is_empty() { copy.to_string() } else { path.join("/") };
+                // Names may hold anything: a line of the log stays one.
+                let path: String = path.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+                tracing::warn!("conflict at {path}: what {by} wrote is kept beside it");
             }
             Notice::Trouble(words) => tracing::warn!("{words}"),
             other => tracing::info!("{other:?}"),

@@ -169,10 +169,16 @@ pub fn core_config(config: &Config, data: &DataDir, urls: Vec<String>) -> CoreCo
     c.urls = urls;
     c.join = config.join.clone();
     c.ack = config.ack;
-    // `keepalive` is the longest time between two tries to reach a member; signs of life on a standing connection are
-    // cheap and far more frequent, because they also carry acknowledgements.
-    c.heartbeat = Span(nanos(config.keepalive).clamp(50_000_000, 500_000_000));
+    // Signs of life are cheap and far more frequent than what an operator thinks of, because they also carry acknowledgements: a peer
+    // is down when eight phi of silence have passed, with signs so frequent that this is the configured time, or more phi where that
+    // would be too seldom. See `ice_core`'s `member` for the 2.3026.
+    let silence = nanos(config.silence());
+    let heartbeat = (silence.saturating_mul(1_000) / 18_421).clamp(50_000_000, 500_000_000);
+    c.heartbeat = Span(heartbeat);
+    let level = (u128::from(silence) * 10_000).div_ceil(u128::from(heartbeat) * 23_026);
+    c.phi_down = u32::try_from(level).unwrap_or(u32::MAX).max(1);
     c.redial = Span(nanos(config.keepalive).clamp(200_000_000, 5_000_000_000));
-    c.dial_failures = config.keepalive_failures;
+    // A connection that breaks and cannot be made again is no silence: the first refusal decides.
+    c.dial_failures = 1;
     c
 }

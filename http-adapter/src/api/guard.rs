@@ -16,6 +16,19 @@ pub(super) async fn guard(State(app): State<Shared>, request: Request, next: Nex
     if secured && !authorized(app.config.token.as_deref(), request.headers()) {
         return Failure::unauthorized().into_response();
     }
+    // A page whose name leads here since a moment ago ("DNS rebinding") is of the same site to its browser.
+    if secured
+        && app.config.token.is_none()
+        && from_browser(request.headers())
+        && !own_host(&request, &app.config.names)
+    {
+        return Failure::new(
+            StatusCode::FORBIDDEN,
+            "foreign_host",
+            "without a token, browsers must use an address of this node, or its name as in `advertise`",
+        )
+        .into_response();
+    }
     // Where there is no token, everybody belongs here: then those who ask what only nodes ask.
     if secured
         && (app.config.token.is_some() || is_peers(path))
@@ -44,6 +57,19 @@ fn authorized(token: Option<&str>, headers: &HeaderMap) -> bool {
         (Some(given), None) => same_secret(given, token.as_bytes()),
         _ => false,
     }
+}
+
+fn from_browser(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site")
+}
+
+/// The request is for an address, for `localhost`, or for one of `names`.
+fn own_host<B>(request: &axum::http::Request<B>, names: &[String]) -> bool {
+    let named = || request.headers().get(header::HOST)?.to_str().ok()?.parse().ok();
+    let Some(authority) = request.uri().authority().cloned().or_else(named) else { return false };
+    let host = authority.host().to_ascii_lowercase();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok() || names.iter().any(|n| n == bare)
 }
 
 /// Browsers say where a request comes from; other clients do not, and are let through.
@@ -80,6 +106,32 @@ mod tests {
         }
         assert!(!ok(&[]) && !ok(&[("authorization", "Bearer secret"), ("authorization", "Bearer secret")]));
         assert!(authorized(None, &headers(&[])));
+    }
+
+    #[test]
+    fn hosts_are_addresses_or_own_names() {
+        let names = ["node1.example".to_owned()];
+        for (host, own) in [
+            ("127.0.0.1:9000", true),
+            ("[::1]:9000", true),
+            ("localhost:9000", true),
+            ("node1.example:9000", true),
+            ("NODE1.example", true),
+            ("evil.example:9000", false),
+            ("127.0.0.1.evil.example", false),
+            ("localhost.evil.example:9000", false),
+            ("u@localhost:9000", true),
+            ("", false),
+        ] {
+            let request = axum::http::Request::get("/v1/index").header("host", host).body(()).unwrap();
+            assert_eq!(own_host(&request, &names), own, "{host}");
+        }
+        let h2 = axum::http::Request::get("https://evil.example/v1/index").body(()).unwrap();
+        assert!(!own_host(&h2, &names) && !own_host(&axum::http::Request::new(()), &names));
+        assert!(
+            from_browser(&headers(&[("origin", "http://x")])) && from_browser(&headers(&[("sec-fetch-site", "none")]))
+        );
+        assert!(!from_browser(&headers(&[("host", "x")])));
     }
 
     #[test]

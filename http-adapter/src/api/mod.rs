@@ -47,6 +47,11 @@ pub trait Cluster: Send + Sync + 'static {
 pub struct ApiConfig {
     /// `api_token`: needed for everything below `/v1/` but `/v1/ready`.
     pub token: Option<String>,
+    /// Names of this node, in small letters: where there is no token, a browser's request must be for one of them, an address or
+    /// `localhost`.
+    pub names: Vec<String>,
+    /// What status says beside the reasons: nothing that is wrong, but what somebody should know.
+    pub notes: Vec<String>,
     /// How long a `PUT` with `ack=` waits.
     pub ack_timeout: Duration,
     /// Limits of requests.

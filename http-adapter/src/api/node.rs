@@ -68,6 +68,9 @@ pub(super) async fn status(State(app): State<Shared>) -> Result<Json<Value>, Fai
             peer["version"] = version.cloned().into();
         }
     }
+    if status.is_object() {
+        status["notes"] = json!(app.config.notes);
+    }
     Ok(Json(status))
 }
 
@@ -92,6 +95,9 @@ pub(super) async fn register(
     RawQuery(query): RawQuery,
 ) -> Result<Json<Vec<String>>, Failure> {
     let url = url_param(query.as_deref())?;
+    if let Some(why) = BaseUrl::parse(&url).ok().and_then(|url| app.net.refuses(&url)) {
+        return Err(Failure::bad_request("clear_text", why));
+    }
     let cluster = app.cluster.clone();
     let peers = app.rt.blocking(move || {
         cluster.admin(Admin::AddPeer { url });

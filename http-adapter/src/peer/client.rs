@@ -45,15 +45,19 @@ pub(crate) struct Client {
     rt: Rt,
     token: Option<String>,
     tls: Option<TlsClient>,
+    https_only: bool,
     idle: Mutex<HashMap<BaseUrl, Vec<(Sender, Instant)>>>,
 }
 
 impl Client {
-    pub(crate) fn new(rt: Rt, token: Option<String>, tls: Option<TlsClient>) -> Client {
-        Client { rt, token, tls, idle: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(rt: Rt, token: Option<String>, tls: Option<TlsClient>, https_only: bool) -> Client {
+        Client { rt, token, tls, https_only, idle: Mutex::new(HashMap::new()) }
     }
 
     async fn connect(&self, url: &BaseUrl) -> Result<Sender, String> {
+        if self.https_only && !url.tls() {
+            return Err(super::clear_text(url));
+        }
         let stream = self
             .rt
             .timeout(CONNECT_LIMIT, self.rt.connect(&url.connect_to()))

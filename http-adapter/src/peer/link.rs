@@ -21,7 +21,8 @@ use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-/// A connection on which nothing arrives for this long is dead: the core sends a sign of life far more often.
+/// A connection on which nothing arrives for this long is dead: the core sends a sign of life far more often. Longer where a peer
+/// may be silent for longer; then the core decides.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// A connection on which nothing can be written for this long is dead.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
@@ -100,7 +101,8 @@ async fn read_all(
 ) -> Ended {
     let mut buffer = BytesMut::from(&early[..]);
     let mut size = READ_MIN_BYTES;
-    let mut idle = Idle::new(&net.rt, SILENCE_LIMIT);
+    let silence = SILENCE_LIMIT.max(net.silence.saturating_mul(2));
+    let mut idle = Idle::new(&net.rt, silence);
     loop {
         loop {
             match frame::decode(&mut buffer) {
@@ -141,7 +143,7 @@ async fn read_all(
             Ok(0) => return Ended::Lost("closed by the other side".into()),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {
-                return Ended::Lost(format!("nothing arrived for {SILENCE_LIMIT:?}"));
+                return Ended::Lost(format!("nothing arrived for {silence:?}"));
             }
             Err(e) => return Ended::Lost(format!("broken: {e}")),
         };
@@ -171,7 +173,8 @@ async fn admit(net: &Inner, received: frame::Received) -> Option<Message> {
 }
 
 async fn write_all(net: &Inner, queue: &Queue, mut output: WriteHalf<BoxStream>, follower: &Follow<'_>) -> String {
-    let mut idle = Idle::new(&net.rt, STALL_LIMIT);
+    let stall = STALL_LIMIT.max(net.silence.saturating_mul(2));
+    let mut idle = Idle::new(&net.rt, stall);
     let mut batch: Vec<u8> = Vec::new();
     loop {
         let taken = match poll_fn(|cx| queue.poll_take(cx.waker(), BATCH_MESSAGES)).await {
@@ -205,7 +208,7 @@ async fn write_all(net: &Inner, queue: &Queue, mut output: WriteHalf<BoxStream>,
                 match written.await {
                     Ok(()) => batch.clear(),
                     Err(e) if e.kind() == io::ErrorKind::TimedOut => {
-                        return format!("the other side took nothing for {STALL_LIMIT:?}");
+                        return format!("the other side took nothing for {stall:?}");
                     }
                     Err(e) => return format!("broken: {e}"),
                 }

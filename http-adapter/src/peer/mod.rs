@@ -53,6 +53,14 @@ pub(crate) fn same_secret(a: &[u8], b: &[u8]) -> bool {
     blake3::hash(a) == blake3::hash(b)
 }
 
+/// Why an `http` address is not used by a node that has TLS.
+pub(crate) fn clear_text(url: &ice_host::transport::url::BaseUrl) -> String {
+    format!(
+        "{url} is not used: this node has TLS, and nothing of it travels in clear text; write https://{}",
+        url.authority()
+    )
+}
+
 /// A fresh nonce.
 pub(crate) fn nonce() -> io::Result<String> {
     let mut bytes = [0; 32];

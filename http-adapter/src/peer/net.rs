@@ -43,6 +43,10 @@ pub struct NetConfig {
     pub token: Option<String>,
     /// For `https` peers.
     pub tls: Option<TlsClient>,
+    /// Nothing is sent to an `http` address: neither the token nor anything else travels in clear text.
+    pub https_only: bool,
+    /// How long a peer may be silent before it is declared down (zero: not known): its connection is kept for as long.
+    pub silence: Duration,
 }
 
 /// A node's transport. Cheap to clone.
@@ -57,6 +61,8 @@ pub(super) struct Inner {
     pub(super) rt: Rt,
     pub(super) client: Client,
     pub(super) token: Option<String>,
+    https_only: bool,
+    pub(super) silence: Duration,
     pub(super) payloads: Arc<PayloadPool>,
     pub(super) store: Arc<dyn ContentStore>,
     pub(super) counters: Counters,
@@ -121,7 +127,9 @@ impl Net {
         let rt = Rt::new(runtime);
         let (stop, stopped) = Stopped::new();
         Net(Arc::new(Inner {
-            client: Client::new(rt.clone(), config.token.clone(), config.tls),
+            client: Client::new(rt.clone(), config.token.clone(), config.tls, config.https_only),
+            https_only: config.https_only,
+            silence: config.silence,
             rt,
             token: config.token,
             payloads,
@@ -165,6 +173,11 @@ impl Net {
     /// Which version of the program each member last said it is, by the member's number as status shows it.
     pub(crate) fn versions(&self) -> BTreeMap<String, String> {
         lock(&self.0.versions).clone()
+    }
+
+    /// Why an address is not used, if it is not: see [`NetConfig::https_only`].
+    pub(crate) fn refuses(&self, url: &BaseUrl) -> Option<String> {
+        (self.0.https_only && !url.tls()).then(|| super::clear_text(url))
     }
 
     pub(super) fn inner(&self) -> &Arc<Inner> {

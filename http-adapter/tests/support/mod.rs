@@ -240,6 +240,8 @@ impl ice_http::Cluster for FakeCluster {
 pub struct Setup {
     pub token: Option<&'static str>,
     pub tls: bool,
+    /// As a node with TLS is.
+    pub https_only: bool,
     pub limits: Limits,
 }
 
@@ -263,13 +265,19 @@ impl<R: Runtime> Node<R> {
         let (store, payloads) = (Arc::new(MemStore::default()), Arc::new(PayloadPool::new(64 << 20)));
         let token = setup.token.map(str::to_owned);
         let tls = setup.tls.then(|| ice_http::TlsClient::from_file(Some(&tls_file("ca.pem"))).unwrap());
-        let config = NetConfig { token: token.clone(), tls };
+        let config = NetConfig { token: token.clone(), tls, https_only: setup.https_only, ..NetConfig::default() };
         let net = Net::new(runtime.clone(), config, payloads.clone(), Arc::new(Store(store.clone())));
         let events = Arc::new(Recorder::default());
         net.start(events.clone());
         let cluster = Arc::new(FakeCluster::default());
         let files = Arc::new(DirFiles::new(dir.path()));
-        let api = ApiConfig { token, ack_timeout: Duration::from_secs(1), limits: setup.limits };
+        let api = ApiConfig {
+            token,
+            names: vec![],
+            notes: vec![],
+            ack_timeout: Duration::from_secs(1),
+            limits: setup.limits,
+        };
         let routes = router(Rt::new(runtime.clone()), files, cluster.clone(), net.clone(), api);
         let bound = runtime.block_on(Bound::new(runtime.clone(), "127.0.0.1:0")).unwrap();
         let address = bound.local_addr();
