@@ -407,7 +407,10 @@ fn fault_17_an_unreachable_peer_does_not_stop_the_start() {
     let mut c = Cluster::prepare(1, "");
     c.nodes[0].set_joins(vec![1, 2]);
     c.nodes[0].spawn();
-    c.nodes[0].wait_ready();
+    // It serves, and does not claim to have what others may have.
+    c.nodes[0].wait("saying whom it does not reach", |n| {
+        n.status().matches("was never reached").count() == 2 && n.status().contains("\"ready\":false")
+    });
     fs::write(c.nodes[0].mount().join("f"), "x").expect("write");
     assert_eq!(read(c.nodes[0].backing().join("f")), "x");
 }
