@@ -16,7 +16,7 @@ use crate::mirror::syncs::Syncs;
 use crate::op::{Op, OpBody};
 use crate::rng::{Rng, Seed};
 use crate::time::{Hlc, Instant, Stamp};
-use crate::tree::{ByBytes, Tree};
+use crate::tree::{Carried, Tree};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
@@ -119,13 +119,20 @@ impl Node {
         let mut next = meta.next_record.max(1);
         let mut touched: BTreeSet<InodeId> = BTreeSet::new();
         let crashed = disk.ending != Ending::Clean;
-        let mut carried = ByBytes::new();
+        let mut carried = Carried::default();
         for (index, record) in &disk.log {
             if let LogRecord::Op { op, here: None } = record
-                && let OpBody::SetContent { inode, size: size @ 1.., digest, .. } = &op.body
                 && crashed
             {
-                carried.entry((*size, *digest)).or_default().push((*inode, op.stamp()));
+                match &op.body {
+                    OpBody::SetContent { inode, size: size @ 1.., digest, .. } => {
+                        carried.bytes.entry((*size, *digest)).or_default().push((*inode, op.stamp()));
+                    }
+                    OpBody::Place { inode, parent, name, make: Some(_), .. } => {
+                        carried.made.entry((*parent, name.clone())).or_default().push(*inode);
+                    }
+                    _ => {}
+                }
             }
             next = next.max(index + 1);
             if let Some(u) = unproven.as_mut() {

@@ -36,6 +36,18 @@ pub struct Removed {
 /// Versions of files by their size and digest.
 pub type ByBytes = BTreeMap<(u64, ContentDigest), Vec<(InodeId, Stamp)>>;
 
+/// What was made under a name, the latest last.
+pub type ByPlace = BTreeMap<(InodeId, Name), Vec<InodeId>>;
+
+/// What the log knows of others' changes that may have been carried out without a record.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Carried {
+    /// Bytes that were given to files.
+    pub bytes: ByBytes,
+    /// Objects that were made, under the names that they had first. Later operations may have given them others.
+    pub made: ByPlace,
+}
+
 /// What a machine crash may have brought back: what was removed, and older editions of files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bygone<'a> {
@@ -83,14 +95,14 @@ impl Tree {
     /// Something that is known may explain an object under this name: it is worth its digest to show it.
     pub fn may_explain(&self, dir: InodeId, name: &Name) -> bool {
         let Some(p) = self.inode_of(dir) else { return false };
-        self.carried.as_ref().is_some_and(|c| !c.is_empty())
+        self.carried.as_ref().is_some_and(|c| !c.bytes.is_empty() || !c.made.is_empty())
             || name.as_bytes().windows(MARK.len()).any(|w| w == MARK)
             || !self.waiting_at(&(p, name.clone())).is_empty()
     }
 
-    /// After a crash: versions of others that the log knows. That they were carried out may not be recorded. Counts until
+    /// After a crash: what of others' changes the log knows. That it was carried out may not be recorded. Counts until
     /// [`Tree::scanned`].
-    pub fn crashed(&mut self, carried: ByBytes) {
+    pub fn crashed(&mut self, carried: Carried) {
         self.carried = Some(carried);
     }
 
@@ -139,7 +151,7 @@ impl Tree {
             // What stood here went on, and what came after it did not get as far.
             if another
                 && self.version_of(i, thing.bytes, lost).is_none()
-                && let Some((e, version)) = self.entry_carried_out(thing)
+                && let Some((e, version)) = self.entry_carried_out(here, thing)
             {
                 return self.take_seat(e, here, thing.disk, Some(version), records);
             }
@@ -160,7 +172,7 @@ impl Tree {
             return self.take_seat(e, here, thing.disk, Some(version), records);
         }
         if known.is_none()
-            && let Some((e, version)) = self.entry_carried_out(thing)
+            && let Some((e, version)) = self.entry_carried_out(here, thing)
         {
             return self.take_seat(e, here, thing.disk, Some(version), records);
         }
@@ -332,22 +344,28 @@ impl Tree {
         None
     }
 
-    /// A file that stands nowhere and never did as far as is recorded, of which the log has these very bytes: it was made here for
-    /// an operation that later ones renamed or removed. The plan does the same with it, then.
-    fn entry_carried_out(&self, thing: &Thing) -> Option<(u32, Stamp)> {
-        if thing.kind != Kind::File || thing.bytes.0 == 0 {
-            return None;
-        }
-        self.carried.as_ref()?.get(&thing.bytes)?.iter().find_map(|(inode, version)| {
+    /// An object that stands nowhere and never did as far as is recorded: a file of which the log has these very bytes, or
+    /// something without bytes that was first made under this name. It was made here for an operation that later ones
+    /// renamed or removed. The plan does the same with it, then.
+    fn entry_carried_out(&self, here: &Seat, thing: &Thing) -> Option<(u32, Stamp)> {
+        let carried = self.carried.as_ref()?;
+        let unrecorded = |inode: &InodeId| {
             let i = self.inode_of(*inode)?;
             let made = self.on_disk(i) || self.inodes[i].witness.disk != 0 || !self.held(i).stamp.is_zero();
-            if made || self.kind(i) != Some(Kind::File) {
+            if made || self.kind(i).as_ref() != Some(&thing.kind) {
                 return None;
             }
             let entries = self.entries_of(i);
             let alive = entries.iter().find(|e| self.desired(**e).is_some());
-            Some((*alive.or(entries.first())?, *version))
-        })
+            alive.or(entries.first()).copied()
+        };
+        if thing.kind == Kind::File && thing.bytes.0 > 0 {
+            let all = carried.bytes.get(&thing.bytes)?;
+            return all.iter().find_map(|(inode, version)| Some((unrecorded(inode)?, *version)));
+        }
+        let Seat::At(p, name) = here else { return None };
+        let all = carried.made.get(&(self.id_of(*p), name.clone()))?;
+        all.iter().rev().find_map(|inode| Some((unrecorded(inode)?, Stamp::ZERO)))
     }
 
     /// Entries that should stand at a place and stand nowhere.

@@ -64,7 +64,7 @@ pub use api::{
     Ticket, Version, XattrRecord,
 };
 
-pub use found::{ByBytes, Bygone, Removed, Seen};
+pub use found::{ByBytes, ByPlace, Bygone, Carried, Removed, Seen};
 
 use crate::action::Source;
 use crate::ids::{EntryId, InodeId};
@@ -121,7 +121,7 @@ pub struct Tree {
     marked: BTreeSet<u32>,
     kept: Vec<plan::Kept>,
     /// After a crash, until everything was compared: what others' operations in the log say of files' bytes.
-    carried: Option<ByBytes>,
+    carried: Option<Carried>,
     /// The move log.
     moves: BTreeMap<Stamp, Move>,
     moves_of: BTreeSet<(u32, Stamp)>,
