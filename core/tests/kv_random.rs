@@ -166,7 +166,7 @@ fn history(seed: u64, bug: Option<Bug>, commands: u64) {
     let mut watchers = Watchers::default();
     watchers.hub.plant(bug);
     // A few events fill it: half of the histories have slow receivers.
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         watchers.hub.limit(500);
     }
     replica.store.plant(bug);
