@@ -47,6 +47,7 @@ class Cluster:
     def __init__(self, binary, nodes, directory, extra=()):
         self.binary, self.dir = binary, directory
         self.log = open(directory + ".out", "ab")
+        self.said = os.path.getsize(directory + ".out")
         command = [binary, "dev", "--nodes", str(nodes), "--dir", directory, "--port", "19400", *extra]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
         self.restarted = {}
@@ -72,6 +73,15 @@ class Cluster:
             time.sleep(0.01)
         for i in range(len(self.nodes)):
             self.await_ready(i, end)
+        # Until it says so `dev` takes the end of a node for a start that failed.
+        while not self._says(b"Ctrl-C stops all nodes", self.said):
+            self._alive(end)
+            time.sleep(0.01)
+
+    def _says(self, words, start):
+        with open(self.dir + ".out", "rb") as f:
+            f.seek(start)
+            return words in f.read()
 
     def _alive(self, end):
         if self.process.poll() is not None or time.monotonic() > end:

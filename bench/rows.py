@@ -30,6 +30,11 @@ class Context:
             cluster.stop()
             remove(f"{self.scratch}/c{nodes}")
 
+    def rest(self, nodes):
+        """Stops a cluster and keeps its files: `icecluster dev` takes only directories that it made."""
+        self.cluster(nodes)
+        self.clusters.pop(nodes).stop()
+
     def raw(self):
         path = self.scratch + "/raw"
         os.makedirs(path, exist_ok=True)
@@ -287,9 +292,9 @@ def rejoin(c):
     # All three start with the same tree, so that only the ten changes are news.
     home = c.scratch + "/c3"
     tree_of(c.scratch + "/seed", count)
+    c.rest(3)
     for i in (1, 2, 3):
-        os.makedirs(f"{home}/node{i}")
-        sh(f"cp -a {c.scratch}/seed {home}/node{i}/backing", 1800)
+        sh(f"cp -a {c.scratch}/seed/. {home}/node{i}/backing/", 1800)
     cluster = c.cluster(3)
     c.settle("ice3")
     a, b = cluster.directory(0), cluster.directory(2)
@@ -327,7 +332,7 @@ def memory(c):
     count = c.o.files or (5_000 if c.quick else 1_000_000)
     cluster = c.cluster(1)
     empty = resident(cluster.pid(0))
-    c.down()
+    c.rest(1)
     say(f"  making {count} files")
     tree_of(f"{c.scratch}/c1/node1/backing", count)
     start = time.perf_counter()
