@@ -1,10 +1,10 @@
 //! What the tests share: servers over a control plane in memory, on both runtimes, and clients.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod plane;
 
 /// The messages again, with clients instead of servers.
-#[allow(clippy::all, rustdoc::all)]
+#[allow(clippy::all, rustdoc::all, reason = "generated from the protocol files")]
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/client/all.rs"));
 }
