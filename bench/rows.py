@@ -113,7 +113,7 @@ def source_tree(c):
             with open(f"{folder}/file{i:05d}.c", "wb") as f:
                 f.write(pool[at : at + n])
         who = "-c user.name=b -c user.email=b@b -c commit.gpgsign=false"
-        sh(f"cd {base}/tree && tar cf ../tree.tar . && git init -q . && git add -A && git {who} commit -qm x && git gc -q")
+        sh(f"cd {base}/tree && tar cf ../tree.tar . && git init -q . && git config gc.auto 0 && git config maintenance.auto false && git add -A && git {who} commit -qm x && git gc -q")
         sh(f"cd {base} && git clone -q --bare tree repo && rm -rf tree")
     return base, count
 
