@@ -22,6 +22,8 @@ pub struct Outbox {
     pub reply: Vec<(OpToken, Reply)>,
     /// For whoever listens.
     pub notice: Vec<Notice>,
+    /// For watchers of the store, in the order of each stream's numbers.
+    pub told: Vec<crate::kv::watch::Message>,
     /// Payloads that the core no longer needs. Each handle once.
     pub release: Vec<PayloadId>,
     /// When to step again at the latest. Replaces the previous value; `None`: only when something happens.
@@ -341,6 +343,8 @@ pub enum LogRecord {
         /// What the peer knew when it said so. What is said of an inode beyond that is not forgotten.
         context: Frontier,
     },
+    /// What consensus must not forget.
+    Raft(crate::raft::Record),
 }
 
 /// Answers to requests.
@@ -359,6 +363,8 @@ pub enum Reply {
     Failed(Refused),
     /// For `Request::Found`: for each what it is. `Refused::Unknown`: its directory is not known.
     Found(Vec<Result<Sighting, Refused>>),
+    /// For `Request::Control`.
+    Control(Box<crate::control::Answer>),
 }
 
 /// What the tree makes of something that a scan found.

@@ -43,6 +43,8 @@ pub struct Config {
     pub checkpoint_after: Span,
     /// Pages of a checkpoint held in memory before they are committed (at least 1).
     pub checkpoint_pages: usize,
+    /// The control plane; `None`: this node has no part in one.
+    pub control: Option<crate::control::Config>,
     /// Planted bug, for tests of the tests.
     pub bug: Option<Bug>,
 }
@@ -65,6 +67,7 @@ impl Config {
             checkpoint_records: 50_000,
             checkpoint_after: Span::s(60),
             checkpoint_pages: 40_000,
+            control: None,
             bug: None,
         }
     }

@@ -1,6 +1,7 @@
 //! What goes into a step: requests, peer messages, completions, news.
 
 use crate::action::Spot;
+use crate::control::{Ask, Watching};
 use crate::ids::{InodeId, IoToken, LinkId, Name, OpToken};
 use crate::message::Message;
 use crate::op::{Attr, Attrs, ContentDigest, Kind, Payload};
@@ -52,6 +53,8 @@ pub enum Event {
         /// Nanoseconds since 1970.
         unix_ns: u64,
     },
+    /// What watchers do that needs no answer.
+    Watching(Watching),
     /// Orders from the operator.
     Admin(Admin),
 }
@@ -100,6 +103,8 @@ pub enum Admin {
     /// is found there is what the crash left. After a machine crash the log and what it holds are kept until then, too,
     /// because only they may still have bytes that `backing` has lost.
     Scanned,
+    /// Another node shall lead the control plane, if this one does: it is about to stop.
+    Resign,
     /// Tell the others that we stop, and stop dialling. Not the same as leaving the cluster.
     Stop,
 }
@@ -129,6 +134,13 @@ pub enum Request {
     /// operation. The host holds its namespace lock from the look to the end of the step. Answered in the same step by
     /// [`crate::action::Reply::Found`], one result for each.
     Found(Vec<Found>),
+    /// Something of the control plane. Answered by [`crate::action::Reply::Control`].
+    Control {
+        /// What.
+        ask: Box<Ask>,
+        /// Give-up time from now.
+        timeout: Span,
+    },
 }
 
 /// What stands at a spot of `backing`.

@@ -10,6 +10,7 @@ extern crate alloc;
 pub mod action;
 pub mod bug;
 pub mod config;
+pub mod control;
 pub mod digest;
 pub mod event;
 pub mod ids;

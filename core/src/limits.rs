@@ -62,6 +62,10 @@ pub const KV_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub const TXN_OPS_MAX: usize = 128;
 /// Levels of nested transactions.
 pub const TXN_DEPTH_MAX: usize = 16;
+/// Commands of one proposal, in bytes, beyond which another is begun. One command may exceed it alone.
+pub const PROPOSAL_MAX_BYTES: usize = 1024 * 1024;
+/// Proposals of one node that it has not seen in what is committed; what comes meanwhile gathers for the next.
+pub const PROPOSALS_IN_FLIGHT_MAX: usize = 16;
 /// Leases.
 pub const LEASES_MAX: usize = 1_000_000;
 /// How long a lease may last, in seconds.
@@ -153,6 +157,8 @@ pub const RAFT_PORTION_MAX_ENTRIES: usize = 1024;
 pub const RAFT_PORTION_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Writes of the replicated log in flight; more wait and become one.
 pub const RAFT_WRITES_MAX: usize = 32;
+/// Bytes of entries in one write of the replicated log. One entry may exceed it alone.
+pub const RAFT_WRITE_MAX_BYTES: u64 = 8 * 1024 * 1024;
 /// Linearizable reads that wait for the leader to be sure of itself.
 pub const RAFT_READS_MAX: usize = 16_384;
 /// Voters of a configuration. The autopilot makes no more than [`RAFT_AUTOPILOT_VOTERS_MAX`]; an operator may.

@@ -138,6 +138,8 @@ pub enum Message {
     },
     /// The speaker stops, on purpose.
     Bye,
+    /// Something of the control plane.
+    Control(Box<crate::control::Message>),
 }
 
 impl Message {
@@ -145,6 +147,7 @@ impl Message {
     pub fn weight(&self) -> usize {
         match self {
             Message::State { records, .. } => records.iter().map(crate::tree::StateRecord::weight).sum(),
+            Message::Control(m) => m.weight(),
             _ => 0,
         }
     }

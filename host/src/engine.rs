@@ -2,10 +2,13 @@
 
 use crate::payload::PayloadPool;
 use crate::tape::Recorder;
+use futures::channel::oneshot;
 use ice_core::action::{Io, Notice, Outbox, Refused, Reply, Send as NetSend, Sighting};
 use ice_core::config::{Config, Recovered};
+use ice_core::control::{self, Answer, Ask};
 use ice_core::event::{Ack, Admin, Batch, Change, Event, Found, IoResult, LinkEvent, Request};
 use ice_core::ids::{InodeId, IoToken, LinkId, OpToken};
+use ice_core::kv::watch;
 use ice_core::limits::EVENTS_PER_STEP_MAX;
 use ice_core::message::Message;
 use ice_core::node::{Loading, Node, View};
@@ -29,6 +32,10 @@ pub trait Actions: Send + Sync {
     fn io(&self, io: Io);
     /// For hooks and logs.
     fn notice(&self, notice: Notice);
+    /// For watchers of the control plane's store, in each stream's order.
+    fn told(&self, messages: Vec<watch::Message>) {
+        drop(messages);
+    }
     /// Waits until the operating system has all log records emitted so far. Unlike the other methods called without the node's
     /// lock, by threads that may wait.
     fn logged(&self) {}
@@ -64,13 +71,51 @@ struct Inner {
     out: Outbox,
     wake: Option<Deadline>,
     again: bool,
-    waiting: HashMap<OpToken, SyncSender<Reply>>,
+    waiting: HashMap<OpToken, Waiter>,
     tape: Option<Recorder>,
     steps: u64,
     wall_ns: u64,
     last: Instant,
     /// Until when the driver thread sleeps.
     driver_until: Instant,
+}
+
+/// Who waits for a reply.
+enum Waiter {
+    Thread(SyncSender<Reply>),
+    Task(oneshot::Sender<Answer>),
+}
+
+impl Waiter {
+    /// Whoever went away is not told.
+    fn tell(self, reply: Reply) {
+        match self {
+            Waiter::Thread(to) => drop(to.try_send(reply)),
+            Waiter::Task(to) => {
+                let answer = match reply {
+                    Reply::Control(answer) => *answer,
+                    Reply::Failed(Refused::Stopping) => Answer::Refused(control::Refused::Stopping),
+                    _ => Answer::Refused(control::Refused::Interrupted),
+                };
+                drop(to.send(answer));
+            }
+        }
+    }
+}
+
+/// Gives a request up when whoever waits for it goes away.
+struct GivesUp<'a> {
+    engine: &'a Engine,
+    token: Option<OpToken>,
+}
+
+impl Drop for GivesUp<'_> {
+    fn drop(&mut self) {
+        if let Some(token) = self.token {
+            self.engine.lock().waiting.remove(&token);
+            self.engine.event(Event::Cancel { token });
+        }
+    }
 }
 
 /// See the module.
@@ -204,7 +249,7 @@ impl Engine {
         self.stopping.store(true, Ordering::SeqCst);
         let mut inner = self.lock();
         for (_, waiter) in inner.waiting.drain() {
-            let _ = waiter.try_send(Reply::Failed(Refused::Stopping));
+            waiter.tell(Reply::Failed(Refused::Stopping));
         }
         // Others may still hold the engine when the process ends: what the recording held back is written now.
         inner.tape = None;
@@ -254,7 +299,7 @@ impl Engine {
         match self.request(Request::Change(changes), Duration::from_secs(10)) {
             Reply::Changed(results) => Ok(results),
             Reply::Failed(why) => Err(why),
-            Reply::Synced { .. } | Reply::Done | Reply::Found(_) => Err(Refused::Unknown),
+            Reply::Synced { .. } | Reply::Done | Reply::Found(_) | Reply::Control(_) => Err(Refused::Unknown),
         }
     }
 
@@ -264,7 +309,7 @@ impl Engine {
         match self.request(Request::Found(found), Duration::from_secs(10)) {
             Reply::Found(results) => Ok(results),
             Reply::Failed(why) => Err(why),
-            Reply::Changed(_) | Reply::Synced { .. } | Reply::Done => Err(Refused::Unknown),
+            Reply::Changed(_) | Reply::Synced { .. } | Reply::Done | Reply::Control(_) => Err(Refused::Unknown),
         }
     }
 
@@ -304,13 +349,33 @@ impl Engine {
         Box::new(move || match self.answer(asked, timeout + Duration::from_secs(5)) {
             Reply::Synced { copies } => Ok(copies),
             Reply::Failed(why) => Err(why),
-            Reply::Changed(_) | Reply::Done | Reply::Found(_) => Err(Refused::Unknown),
+            Reply::Changed(_) | Reply::Done | Reply::Found(_) | Reply::Control(_) => Err(Refused::Unknown),
         })
     }
 
     /// Nobody writes this inode any more.
     pub fn released(&self, inode: InodeId) {
         self.request(Request::Released { inode }, Duration::from_secs(10));
+    }
+
+    /// Asks the control plane. Answered after `timeout` at the latest; dropping the future gives the request up.
+    pub async fn control(&self, ask: Ask, timeout: Duration) -> Answer {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Answer::Refused(control::Refused::Stopping);
+        }
+        let token = OpToken(self.tokens.fetch_add(1, Ordering::Relaxed));
+        let timeout = Span(timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
+        let (tx, rx) = oneshot::channel();
+        {
+            let mut inner = self.lock();
+            inner.waiting.insert(token, Waiter::Task(tx));
+            inner.events.push_back(Event::Op { token, op: Request::Control { ask: Box::new(ask), timeout } });
+            self.run(&mut inner, STEPS_PER_CALL);
+        }
+        let mut gives_up = GivesUp { engine: self, token: Some(token) };
+        let answer = rx.await;
+        gives_up.token = None;
+        answer.unwrap_or(Answer::Refused(control::Refused::Stopping))
     }
 
     /// Reads the namespace. Keep it short: it holds the node's lock.
@@ -335,7 +400,7 @@ impl Engine {
         let token = OpToken(self.tokens.fetch_add(1, Ordering::Relaxed));
         let (tx, rx) = sync_channel(1);
         let mut inner = self.lock();
-        inner.waiting.insert(token, tx);
+        inner.waiting.insert(token, Waiter::Thread(tx));
         inner.events.push_back(Event::Op { token, op });
         self.run(&mut inner, STEPS_PER_CALL);
         Some((token, rx))
@@ -420,12 +485,15 @@ impl Engine {
         for notice in out.notice.drain(..) {
             actions.notice(notice);
         }
+        if !out.told.is_empty() {
+            actions.told(std::mem::take(&mut out.told));
+        }
         for id in out.release.drain(..) {
             self.payloads.release(id);
         }
         for (token, reply) in out.reply.drain(..) {
             if let Some(waiter) = inner.waiting.remove(&token) {
-                let _ = waiter.try_send(reply);
+                waiter.tell(reply);
             }
         }
     }

@@ -52,6 +52,14 @@ pub fn record(r: &LogRecord) -> String {
             format!("stands {} {}", short(entry), s.as_ref().map_or("nowhere".into(), spot))
         }
         LogRecord::Life(l) => format!("life {l:?}"),
+        LogRecord::Raft(r) => format!(
+            "consensus: term {} vote {:?} commit {}, {} entries{}",
+            r.hard.term,
+            r.hard.vote,
+            r.hard.commit,
+            r.append.len(),
+            if r.base.is_some() { ", a new beginning" } else { "" }
+        ),
         LogRecord::Member(m) => format!("member {} {:?} left {}", m.name, m.incarnation, m.left),
         LogRecord::State { records, .. } => {
             let all: Vec<String> = records.iter().map(state).collect();

@@ -282,7 +282,7 @@ impl Store {
 }
 
 /// Makes a store from rows.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Loader {
     store: Store,
     meta: Option<Meta>,

@@ -257,7 +257,7 @@ pub enum Progress {
 }
 
 /// Takes a snapshot's chunks.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Restore {
     loader: Loader,
     of: Option<(u64, u64)>,

@@ -63,6 +63,8 @@ pub(crate) struct Peer {
     pub(crate) link: Option<LinkId>,
     pub(crate) state: PeerState,
     pub(crate) why: String,
+    /// Since when it is up (or only suspected), or down.
+    pub(crate) since: Instant,
     pub(crate) skew_ns: Option<i64>,
     /// It said that it does not want this node, in its words; until it shows otherwise.
     refusal: String,
@@ -111,6 +113,15 @@ struct Address {
     lives: Option<ReplicaId>,
     /// Why the last try led to nobody.
     why: String,
+}
+
+impl Peer {
+    fn is_down(&mut self, now: Instant) {
+        if self.state != PeerState::Down {
+            self.since = now;
+        }
+        self.state = PeerState::Down;
+    }
 }
 
 /// The table.
@@ -200,6 +211,7 @@ impl Members {
             link: None,
             state: PeerState::Unknown,
             why: "not heard of yet".to_string(),
+            since: now,
             skew_ns: None,
             refusal: String::new(),
             lost_at: now,
@@ -435,6 +447,9 @@ impl Members {
             l.peer = Some(replica);
         }
         let before = core::mem::replace(&mut p.state, PeerState::Up);
+        if !matches!(before, PeerState::Up | PeerState::Suspect) {
+            p.since = now;
+        }
         if before == PeerState::Down {
             fx.push(Effect::Notice(Notice::PeerRecover(p.info.clone())));
         }
@@ -626,10 +641,10 @@ impl Members {
     }
 
     /// The peer stops on purpose.
-    pub(crate) fn bye(&mut self, link: LinkId, fx: &mut Vec<Effect>) {
+    pub(crate) fn bye(&mut self, link: LinkId, now: Instant, fx: &mut Vec<Effect>) {
         self.changed = true;
         if let Some(p) = self.peer_of(link).and_then(|r| self.peers.get_mut(&r)) {
-            p.state = PeerState::Down;
+            p.is_down(now);
             p.why = "stopped".into();
             fx.push(Effect::Notice(Notice::PeerDown { member: p.info.clone(), why: p.why.clone() }));
         }
@@ -687,7 +702,7 @@ impl Members {
                 let (suspect, down) = (p.phi.reaches(self.phi_down * 3, 8), p.phi.reaches(self.phi_down, 1));
                 if down <= now {
                     let silent = now.since(p.phi.last()).0 / 1_000_000;
-                    p.state = PeerState::Down;
+                    p.is_down(now);
                     p.why = format!("silent for {silent} ms");
                     fx.push(Effect::Notice(Notice::PeerDown { member: p.info.clone(), why: p.why.clone() }));
                     fx.push(Effect::Send(Send::Hangup { link, why: p.why.clone() }));
@@ -705,7 +720,7 @@ impl Members {
                 let tried = p.failed_dials >= self.dial_failures && now.since(p.lost_at) >= self.heartbeat;
                 let end = p.lost_at.after(Span(self.heartbeat.0.saturating_mul(4)));
                 if tried || end <= now {
-                    p.state = PeerState::Down;
+                    p.is_down(now);
                     fx.push(Effect::Notice(Notice::PeerDown { member: p.info.clone(), why: p.why.clone() }));
                 } else {
                     at(end.min(p.lost_at.after(self.heartbeat)).max(Instant(now.0 + 1_000_000)), Wake::Suspect);

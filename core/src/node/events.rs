@@ -56,6 +56,7 @@ impl Node {
                 self.syncs.add(token, last, ack, self.now, timeout);
                 self.journal.wanted = true;
             }
+            Request::Control { ask, timeout } => self.ask_control(token, *ask, timeout),
             Request::Released { inode } => {
                 self.tree.released(inode);
                 self.reply(token, Reply::Done);
@@ -148,8 +149,10 @@ impl Node {
                     self.ask_for_missed();
                 }
             }
+            Admin::Resign => self.with_control(|c, now, fx| c.resign(now, fx)),
             Admin::Stop => {
                 self.stopping = true;
+                self.with_control(|c, _, fx| c.stop(fx));
                 self.members.stop(&mut fx);
                 for token in self.syncs.drain() {
                     self.reply(token, Reply::Failed(Refused::Stopping));
@@ -187,6 +190,7 @@ impl Node {
                     let known = known.map_or(0, |m| m.seq);
                     self.outgoing.insert(replica, Outgoing::new(known, self.now));
                     self.content.wake(self.now);
+                    self.with_control(|c, now, fx| c.reaches(now, replica, true, fx));
                 }
                 Effect::Disconnected { replica } => {
                     self.outgoing.remove(&replica);
@@ -195,6 +199,7 @@ impl Node {
                     if self.round.as_ref().is_some_and(|r| r.from == replica) {
                         self.round = None;
                     }
+                    self.with_control(|c, now, fx| c.reaches(now, replica, false, fx));
                 }
             }
         }
@@ -247,7 +252,7 @@ impl Node {
                 if !self.journal.checkpoint.failing {
                     self.trouble(alloc::format!("bytes cannot be staged for the checkpoint: {why:?}"));
                 }
-                self.journal.checkpoint_failed(self.now);
+                self.checkpoint_failed();
             }
             other => debug_assert!(false, "staging was answered {other:?}"),
         }
@@ -261,6 +266,7 @@ impl Node {
             for token in self.syncs.drain() {
                 self.reply(token, Reply::Failed(Refused::LogBroken));
             }
+            self.log_lane();
             return;
         }
         let done = self.journal.sync_ended();
@@ -273,7 +279,7 @@ impl Node {
             if !self.journal.checkpoint.failing {
                 self.trouble(alloc::format!("the checkpoint cannot be written: {why:?}"));
             }
-            self.journal.checkpoint_failed(self.now);
+            self.checkpoint_failed();
             return;
         }
         self.journal.checkpoint.pages.drain(..pages.min(self.journal.checkpoint.pages.len()));
@@ -284,6 +290,8 @@ impl Node {
                 self.history.set_durable(m.origin, (m.seq, m.time));
             }
             self.became_durable(done);
+            self.log_lane();
+            self.with_control(|c, now, fx| c.checkpoint_done(now, fx));
             self.tell_all();
         }
     }

@@ -24,6 +24,8 @@ pub(crate) struct Journal {
     unsynced: VecDeque<(u64, ReplicaId, u64, Hlc)>,
     /// The sync under way and the last record that it covers.
     pub(crate) syncing: Option<u64>,
+    /// Since when.
+    pub(crate) syncing_since: Instant,
     /// Somebody waits for a sync.
     pub(crate) wanted: bool,
     /// When the first record was written that is not durable.
@@ -52,6 +54,11 @@ pub(crate) struct Checkpoint {
     pub(crate) pages: Vec<Put>,
     /// The pages written so far are committed when the log is durable up to this record.
     pub(crate) hold: Option<u64>,
+    /// Rows of the store that were written since the last whole checkpoint. Unlike pages of the tree they mean something only all
+    /// together: they are never part of a commit that is not the last.
+    pub(crate) rows: Vec<Put>,
+    /// The same of a failed checkpoint, not written again yet.
+    pub(crate) rows_again: Vec<Put>,
     /// Pages of a failed checkpoint, not written again yet.
     pub(crate) again: Vec<Put>,
     /// First record after the last checkpoint.
@@ -70,6 +77,7 @@ impl Journal {
             synced: next - 1,
             unsynced: VecDeque::new(),
             syncing: None,
+            syncing_since: Instant(0),
             wanted: false,
             dirty_since: None,
             broken: false,
@@ -81,6 +89,8 @@ impl Journal {
                 busy: false,
                 pages: Vec::new(),
                 hold: None,
+                rows: Vec::new(),
+                rows_again: Vec::new(),
                 again: Vec::new(),
                 last_cut: cut,
                 last_at: Instant(0),
@@ -111,8 +121,9 @@ impl Journal {
         self.syncing.is_none() && !self.broken && self.synced + 1 < self.next && (self.wanted || lazy)
     }
 
-    pub(crate) fn sync_started(&mut self) {
+    pub(crate) fn sync_started(&mut self, now: Instant) {
         self.syncing = Some(self.next - 1);
+        self.syncing_since = now;
         self.wanted = false;
         self.dirty_since = None;
     }
@@ -165,6 +176,7 @@ impl Journal {
         self.checkpoint.last_cut = cut;
         self.checkpoint.last_at = now;
         self.checkpoint.pages.clear();
+        self.checkpoint.rows.clear();
         self.checkpoint.hold = None;
         self.checkpoint.failing = false;
         self.broken = false;
@@ -181,6 +193,8 @@ impl Journal {
         // Older pages first: a key that was written again since then must win.
         let pages = core::mem::take(&mut self.checkpoint.pages);
         self.checkpoint.again.splice(0..0, pages);
+        let rows = core::mem::take(&mut self.checkpoint.rows);
+        self.checkpoint.rows_again.splice(0..0, rows);
     }
 
     /// When there is something to do.

@@ -21,7 +21,8 @@ impl Node {
 
     /// About how many bytes [`Node::keyframe`] would have now. Costs nothing.
     pub fn keyframe_estimate(&self) -> usize {
-        BYTES_AT_LEAST + self.tree.len().saturating_mul(BYTES_PER_INODE)
+        let control = self.control.as_ref().map_or(0, |c| c.keyframe_estimate());
+        (BYTES_AT_LEAST + self.tree.len().saturating_mul(BYTES_PER_INODE)).saturating_add(control)
     }
 
     /// The node that [`Node::keyframe`] described. Only for bytes that are known to be one (a recording has checksums): what is

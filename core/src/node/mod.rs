@@ -2,6 +2,7 @@
 //! passes it on.
 
 mod clock;
+mod control;
 mod events;
 mod journal;
 mod keyframe;
@@ -14,6 +15,7 @@ mod view;
 use crate::action::{Io, LogRecord, Notice, Outbox, Refused, Reply, Send};
 use crate::bug::Bug;
 use crate::config::Config;
+use crate::control::Control;
 use crate::event::{Batch, Credits, Event};
 use crate::ids::{InodeId, IoToken, OpToken, PayloadId, ReplicaId};
 use crate::limits::{EVENTS_PER_STEP_MAX, REQUESTS_IN_FLIGHT_MAX, SCAN_MAX};
@@ -28,6 +30,7 @@ use crate::mirror::syncs::Syncs;
 use crate::rng::Rng;
 use crate::time::{Deadline, Hlc, Instant, Stamp, Wake};
 use crate::tree::{Removed, Ticket, Tree};
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use clock::Clock;
@@ -124,6 +127,8 @@ pub struct Node {
     first_io: Vec<Io>,
     first_life: Option<ReplicaId>,
     first_words: Option<alloc::string::String>,
+    control: Option<Box<Control>>,
+    first_raft: Option<crate::raft::Record>,
     out: Outbox,
 }
 
@@ -224,6 +229,10 @@ impl Node {
         if let Some(life) = self.first_life.take() {
             self.log(LogRecord::Life(life));
         }
+        if let Some(record) = self.first_raft.take() {
+            self.log(LogRecord::Raft(record));
+            self.journal.wanted = true;
+        }
         if let Some(words) = self.first_words.take() {
             self.trouble(words);
         }
@@ -235,12 +244,17 @@ impl Node {
             Event::Cancel { token } => {
                 if self.syncs.remove(token) {
                     self.reply(token, Reply::Failed(Refused::Interrupted));
+                } else {
+                    self.with_control(|c, _, fx| {
+                        c.cancel(token, fx);
+                    });
                 }
             }
             Event::Peer { link, message } => self.message(link, message),
             Event::Link(e) => self.link(e),
             Event::Io { token, result } => self.completed(token, result),
             Event::Wall { unix_ns } => self.clock.wall_ns = unix_ns,
+            Event::Watching(w) => self.with_control(|c, _, fx| c.watching(w, fx)),
             Event::Admin(a) => self.admin(a),
         }
     }
@@ -321,6 +335,7 @@ fn clear(out: &mut Outbox) {
     out.io.clear();
     out.reply.clear();
     out.notice.clear();
+    out.told.clear();
     out.release.clear();
     out.wake = None;
     out.again = false;
@@ -334,7 +349,7 @@ fn sooner(a: Option<Deadline>, at: Instant, why: Wake) -> Option<Deadline> {
 
 /// Everything that a digest must cover besides the tree.
 pub(crate) fn small_state(node: &Node) -> Vec<u128> {
-    alloc::vec![
+    let mut all = alloc::vec![
         u128::from(node.clock.last().0),
         u128::from(node.next_io),
         u128::from(node.journal.next) << 64 | u128::from(node.journal.synced),
@@ -345,5 +360,9 @@ pub(crate) fn small_state(node: &Node) -> Vec<u128> {
         node.content.len() as u128,
         node.handles.len() as u128,
         node.open.len() as u128,
-    ]
+    ];
+    if let Some(control) = &node.control {
+        all.extend(control.small_state());
+    }
+    all
 }

@@ -35,6 +35,7 @@ impl Node {
         self.pump_tree();
         self.pump_settled();
         self.pump_fetches();
+        let control = self.pump_control();
         self.pump_log();
         self.pump_checkpoint();
         self.pump_ops();
@@ -44,7 +45,7 @@ impl Node {
         for (at, why) in self.due() {
             wake = sooner(wake, at, why);
         }
-        wake
+        wake.into_iter().chain(control).min()
     }
 
     fn due(&self) -> impl Iterator<Item = (crate::time::Instant, Wake)> {
@@ -175,7 +176,7 @@ impl Node {
 
     fn pump_log(&mut self) {
         if self.journal.sync_due(self.now) {
-            self.journal.sync_started();
+            self.journal.sync_started(self.now);
             if self.config.has(Bug::SkipSync) {
                 let done = self.journal.sync_ended();
                 return self.became_durable(done);
@@ -195,6 +196,9 @@ impl Node {
             let bare =
                 if self.config.has(Bug::CutBytes) { BTreeSet::new() } else { self.content.only_logged().collect() };
             self.journal.checkpoint_begin(known, bare);
+            if let Some(c) = &mut self.control {
+                c.checkpoint_begin();
+            }
         }
         if !self.bytes_are_staged() {
             return;
@@ -223,7 +227,7 @@ impl Node {
         let most = self.config.checkpoint_pages.max(1);
         let room = PAGE_KEYS.min(most).saturating_sub(puts.len());
         let tree = self.tree.take_dirty(room);
-        let last = tree.len() < room;
+        let tree_done = tree.len() < room;
         puts.extend(tree.into_iter().map(|(k, v)| {
             let mut key = Vec::with_capacity(k.len() + 1);
             key.push(b't');
@@ -231,6 +235,7 @@ impl Node {
             (key.into_boxed_slice(), v)
         }));
         self.journal.checkpoint.pages.extend(puts.iter().cloned());
+        let last = tree_done && self.take_rows(&mut puts);
         let commit = if last {
             self.journal.checkpoint.clock = self.clock.last();
             // The pages hold all that is known now, also what came after the beginning, whose log records may be lost yet.
@@ -238,7 +243,7 @@ impl Node {
             puts.push((Box::from(&b"m"[..]), Some(self.meta(known).into_boxed_slice())));
             let next = self.journal.next;
             Some(if self.config.has(Bug::CutEarly) { next + 64 } else { cut })
-        } else if self.journal.checkpoint.pages.len() >= most {
+        } else if !tree_done && self.journal.checkpoint.rows.is_empty() && self.journal.checkpoint.pages.len() >= most {
             // Without its description such a commit must not tell of operations that the log may lose.
             self.journal.checkpoint.hold = Some(self.journal.next - 1);
             None

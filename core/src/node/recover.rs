@@ -45,6 +45,7 @@ pub struct Meta {
 pub struct Loading {
     tree: Tree,
     meta: Meta,
+    control: crate::control::Found,
     /// Pages that could not be read.
     damaged: usize,
     /// The first of them, in words.
@@ -69,6 +70,17 @@ impl Loading {
                 }
                 Err(why) => Some(format!("the checkpoint's description: {why}")),
             },
+            Some((b'S', _)) => match self.control.store.row(key, value) {
+                Ok(()) => None,
+                Err(why) => {
+                    self.control.damaged = true;
+                    Some(format!("the control plane's store: {why}"))
+                }
+            },
+            Some((&crate::control::ROW, _)) => {
+                self.control.row = Some(value.into());
+                None
+            }
             _ => Some("an unknown page in the checkpoint".into()),
         };
         if let Some(words) = words {
@@ -103,7 +115,7 @@ impl Node {
         for (key, value) in core::mem::take(&mut disk.pages) {
             loading.page(&key, &value);
         }
-        let Loading { mut tree, meta, damaged, damage: words } = loading;
+        let Loading { mut tree, meta, mut control, damaged, damage: words } = loading;
         tree.plant(config.bug);
         tree.finish_load();
 
@@ -174,6 +186,7 @@ impl Node {
                 LogRecord::Member(info) => {
                     members.insert(info.replica, info.clone());
                 }
+                LogRecord::Raft(record) => control.log.push(record.clone()),
                 LogRecord::Holds { .. } | LogRecord::Stands { .. } | LogRecord::Kept { .. } => {}
             }
         }
@@ -240,6 +253,8 @@ impl Node {
             first_io: Vec::new(),
             first_life: None,
             first_words: None,
+            control: None,
+            first_raft: None,
             out: crate::action::Outbox::default(),
             config,
         };
@@ -256,6 +271,7 @@ impl Node {
         node.note_lacking();
         node.first_io.append(&mut node.out.io);
         node.first_life = fresh.then_some(life);
+        node.recover_control(Seed(rng.fork(2).next_u64()), control);
         if damaged > 0 {
             node.first_words = Some(format!("{damaged} damaged parts in the checkpoint: {}", words.join("; ")));
         }

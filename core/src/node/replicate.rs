@@ -75,7 +75,8 @@ impl Node {
             Message::State { round, level, bucket, after, records, last, context } => {
                 self.on_state(peer, link, round, level, bucket, after, records, last, context);
             }
-            Message::Bye => self.members.bye(link, &mut fx),
+            Message::Bye => self.members.bye(link, self.now, &mut fx),
+            Message::Control(m) => self.with_control(|c, now, fx| c.message(now, peer, *m, fx)),
             Message::Hello(_) | Message::Refuse { .. } => {}
         }
         self.effects(fx);
@@ -335,6 +336,8 @@ impl Node {
             }
         }
         self.check_syncs();
+        let upto = self.journal.synced;
+        self.with_control(|c, now, fx| c.durable(now, upto, fx));
     }
 
     /// How far the other members hold what this node issued.

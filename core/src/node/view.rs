@@ -28,6 +28,11 @@ impl<'a> View<'a> {
         &self.node.tree
     }
 
+    /// The control plane, if this node has a part in one.
+    pub fn control(&self) -> Option<&'a crate::control::Control> {
+        self.node.control.as_deref()
+    }
+
     /// What is known of a member, this node included.
     pub fn member(&self, replica: ReplicaId) -> Option<&'a MemberInfo> {
         let n = self.node;

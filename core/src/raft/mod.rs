@@ -22,7 +22,7 @@ pub use message::{Body, Message};
 
 use crate::bug::Bug;
 use crate::ids::ReplicaId;
-use crate::limits::{RAFT_PORTION_MAX_BYTES, RAFT_PORTION_MAX_ENTRIES, RAFT_WRITES_MAX};
+use crate::limits::{RAFT_PORTION_MAX_BYTES, RAFT_PORTION_MAX_ENTRIES, RAFT_WRITE_MAX_BYTES, RAFT_WRITES_MAX};
 use crate::rng::{Rng, Seed};
 use crate::time::{Deadline, Instant, Span, Wake};
 use alloc::boxed::Box;
@@ -319,8 +319,10 @@ impl Raft {
             return;
         }
         let base = self.disk.base_dirty.then(|| self.log.base().clone());
-        let append = self.log.slice(self.disk.written() + 1, last, usize::MAX, u64::MAX);
-        self.hard.commit = self.commit;
+        let append = self.log.slice(self.disk.written() + 1, last, usize::MAX, RAFT_WRITE_MAX_BYTES);
+        let last = append.last().map_or(last, |e| e.index);
+        // What is not written with this or before is not promised to be there.
+        self.hard.commit = self.commit.min(last);
         let mut hard = self.hard;
         if self.config.has(Bug::VoteTwice) {
             hard.vote = None;
@@ -360,6 +362,10 @@ impl Raft {
     }
 
     fn deadline(&self) -> Option<Deadline> {
+        // A write has a limit; the rest goes with the next one.
+        if self.disk.written() < self.log.last() && self.lane != Lane::Failed && self.disk.pending() < RAFT_WRITES_MAX {
+            return Some(Deadline { at: self.now, why: Wake::Batch });
+        }
         if let Some(lead) = &self.lead {
             return Some(lead.deadline(self));
         }
@@ -436,6 +442,10 @@ impl Raft {
     /// The cluster that it belongs to; 0: none yet.
     pub fn cluster(&self) -> u64 {
         self.hard.cluster
+    }
+    /// What must never be forgotten, as of now.
+    pub fn hard(&self) -> Hard {
+        Hard { commit: self.commit, ..self.hard }
     }
     /// What it is.
     pub fn role(&self) -> Role {

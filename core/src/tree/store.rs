@@ -336,7 +336,8 @@ impl Tree {
                 }
             }
             // Merged by the owner, who knows what was known then.
-            LogRecord::State { .. } | LogRecord::Absent { .. } | LogRecord::Member(_) | LogRecord::Life(_) => {}
+            LogRecord::State { .. } | LogRecord::Absent { .. } => {}
+            LogRecord::Member(_) | LogRecord::Life(_) | LogRecord::Raft(_) => {}
         }
     }
 

@@ -155,6 +155,7 @@ fn suspects(log: &[(u64, LogRecord)]) -> BTreeSet<InodeId> {
             | LogRecord::Absent { .. }
             | LogRecord::Member(_)
             | LogRecord::Kept { .. }
+            | LogRecord::Raft(_)
             | LogRecord::Life(_) => {}
         }
     }

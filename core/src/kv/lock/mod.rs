@@ -200,6 +200,37 @@ impl Locks {
         self.waits.len()
     }
 
+    /// This request waits.
+    pub fn is_waiting(&self, wait: WaitId) -> bool {
+        self.waits.contains_key(&wait)
+    }
+
+    /// A node holds or waits for something.
+    pub fn any_of(&self, replica: ReplicaId) -> bool {
+        let owner = |n| Owner { replica, session: n, id: n };
+        self.owned.range(owner(0)..=owner(u64::MAX)).next().is_some()
+            || self.waits.keys().any(|w| w.replica == replica)
+            || self.named.values().any(|l| l.replica == replica)
+    }
+
+    /// Whoever asks this has it already: with which grant.
+    pub fn held_by(&self, action: &LockAction) -> Option<Grant> {
+        match action {
+            LockAction::Acquire(a) => {
+                let lock = self.get(&a.name).filter(|l| l.holder == a.holder && l.replica == a.replica)?;
+                Some(Grant { token: lock.token, since_ms: lock.since_ms })
+            }
+            LockAction::Lock(l) => {
+                let of = |h: &&Held| {
+                    h.owner == l.owner && h.mode >= l.mode && h.span.first <= l.span.first && h.span.last >= l.span.last
+                };
+                let held = self.file(&l.file).iter().find(of)?;
+                Some(Grant { token: held.token, since_ms: held.since_ms })
+            }
+            _ => None,
+        }
+    }
+
     /// Named locks and ranges of files that are held.
     pub fn held(&self) -> usize {
         self.named.len() + self.ranges

@@ -1,0 +1,109 @@
+//! Locks: whoever waits is answered when the log grants it, and what comes too late is given back.
+
+use super::propose::For;
+use super::{Answer, Control, Effects, Refused};
+use crate::ids::OpToken;
+use crate::kv::command::{Action, Command};
+use crate::kv::error::Error;
+use crate::kv::lock::{Grant, LockAction, LockAnswer, WaitId};
+use crate::kv::{self};
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// A lock that was asked for and is not held.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Wait {
+    action: LockAction,
+    /// Nobody waits any more: what is granted all the same is given back.
+    token: Option<OpToken>,
+}
+
+impl Control {
+    /// Asks for a lock.
+    pub(super) fn lock(&mut self, mut action: LockAction, token: OpToken) -> Result<WaitId, Refused> {
+        let wait = WaitId { replica: self.me, number: self.number() };
+        match &mut action {
+            LockAction::Acquire(a) => a.wait = Some(wait),
+            LockAction::Lock(l) => l.wait = Some(wait),
+            _ => return Err(Refused::Store(Error::InvalidLock)),
+        }
+        let command = Command::node(Action::Lock(action.clone()));
+        self.admit(&command)?;
+        self.waits.insert(wait, Wait { action, token: Some(token) });
+        self.queue.push_back((command, For::Lock(wait)));
+        Ok(wait)
+    }
+
+    /// Nobody waits for this any more.
+    pub(super) fn withdraw(&mut self, wait: WaitId) {
+        let before = self.queue.len();
+        self.queue.retain(|(_, w)| *w != For::Lock(wait));
+        if self.queue.len() < before {
+            self.waits.remove(&wait);
+            return;
+        }
+        if let Some(w) = self.waits.get_mut(&wait) {
+            w.token = None;
+            self.queue.push_back((Command::node(Action::Lock(LockAction::Cancel { wait })), For::Withdrawal(wait)));
+        }
+    }
+
+    /// What became of the command that asked for it.
+    pub(super) fn lock_asked(&mut self, wait: WaitId, result: Result<kv::Answer, Error>, fx: &mut Effects) {
+        match result {
+            Ok(kv::Answer::Lock(LockAnswer::Granted(grant))) => self.lock_granted(wait, grant, fx),
+            // An effect will say more.
+            Ok(_) => {}
+            Err(why) => self.lock_refused(wait, why, fx),
+        }
+    }
+
+    pub(super) fn lock_granted(&mut self, wait: WaitId, grant: Grant, fx: &mut Effects) {
+        let Some(w) = self.waits.remove(&wait) else { return };
+        match w.token {
+            Some(token) => self.answer(token, Answer::Granted(grant), fx),
+            None => {
+                let back = match w.action {
+                    LockAction::Acquire(a) => {
+                        LockAction::Release { name: a.name.into(), holder: a.holder, token: grant.token }
+                    }
+                    LockAction::Lock(l) => LockAction::Unlock { file: l.file, owner: l.owner, span: l.span },
+                    _ => return,
+                };
+                self.queue.push_back((Command::node(Action::Lock(back)), For::Nobody));
+            }
+        }
+    }
+
+    pub(super) fn lock_refused(&mut self, wait: WaitId, why: Error, fx: &mut Effects) {
+        if let Some(Wait { token: Some(token), .. }) = self.waits.remove(&wait) {
+            self.answer(token, Answer::Refused(Refused::Store(why)), fx);
+        }
+    }
+
+    /// The wait is no more, whatever the store says: it was granted before, or is gone.
+    pub(super) fn withdrawn(&mut self, wait: WaitId) {
+        self.waits.remove(&wait);
+    }
+
+    /// A snapshot took the place of entries that nobody here has seen: what they did to locks shows in the store.
+    pub(super) fn look_up_waits(&mut self, fx: &mut Effects) {
+        let queued = |c: &Control, wait| c.queue.iter().any(|(_, w)| *w == For::Lock(wait));
+        let unsent = |c: &Control, wait| c.batches.values().any(|b| b.waiting.contains(&For::Lock(wait)));
+        let all: Vec<WaitId> = self.waits.keys().copied().collect();
+        for wait in all {
+            if queued(self, wait) || unsent(self, wait) || self.store.locks().is_waiting(wait) {
+                continue;
+            }
+            let held = self.waits.get(&wait).and_then(|w| self.store.locks().held_by(&w.action));
+            match held {
+                Some(grant) => self.lock_granted(wait, grant, fx),
+                None => {
+                    if let Some(Wait { token: Some(token), .. }) = self.waits.remove(&wait) {
+                        self.answer(token, Answer::Refused(Refused::Timeout), fx);
+                    }
+                }
+            }
+        }
+    }
+}
