@@ -12,6 +12,7 @@ use ice_host::identity::DataDir;
 use ice_host::log::{LogLane, Options as LogOptions};
 use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
 use ice_host::payload::PayloadPool;
+use ice_host::plane::Router;
 use ice_host::runtime::Runtime;
 use ice_host::tape::{Recorder, Ring};
 use ice_host::transport::Transport;
@@ -124,8 +125,9 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let backing = std::fs::File::open(&config.backing).context("cannot open backing")?.into();
     let files: Arc<dyn FileActions> = Arc::new(volume.clone());
     let transport: Arc<dyn Transport> = Arc::new(net.clone());
+    let watchers = Router::new();
     let lanes = Arc::new(
-        Lanes::new(&engine, Arc::clone(&log), found.store, backing, files, transport)
+        Lanes::new(&engine, Arc::clone(&log), found.store, backing, files, transport, Arc::clone(&watchers))
             .context("cannot start the disk lanes")?,
     );
     let data = Arc::new(Mutex::new(found.data));

@@ -22,6 +22,8 @@ pub struct Config {
     pub name: String,
     /// Addresses told to the others, best first.
     pub urls: Vec<String>,
+    /// Addresses told to clients of the control plane.
+    pub clients: Vec<String>,
     /// Addresses to dial until a member answers.
     pub join: Vec<String>,
     /// What `fsync` will ask, for the word on degraded service in status.
@@ -57,6 +59,7 @@ impl Config {
             incarnation: Incarnation(1),
             name: name.into(),
             urls: Vec::new(),
+            clients: Vec::new(),
             join: Vec::new(),
             ack: Ack::Auto,
             heartbeat: Span::ms(500),

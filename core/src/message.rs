@@ -42,6 +42,8 @@ pub struct MemberInfo {
     pub name: String,
     /// Where it can be reached, best first.
     pub urls: Vec<String>,
+    /// Where clients of the control plane reach it.
+    pub clients: Vec<String>,
     /// It left for good.
     pub left: bool,
     /// Newer wins: (`incarnation`, `revision`).

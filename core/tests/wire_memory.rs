@@ -94,6 +94,7 @@ fn short_messages_do_not_swell() {
         incarnation: Incarnation(0),
         name: String::new(),
         urls: vec![String::new(); urls],
+        clients: vec![],
         left: false,
         revision: 0,
     };

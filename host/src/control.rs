@@ -3,13 +3,15 @@
 //! The store's own vocabulary is [`ice_core::kv`]. Every call ends: a node that cannot reach a quorum says so within its own
 //! limits of time. Dropping a future gives up the wait, not what was proposed.
 
+use ice_core::ids::ReplicaId;
 use ice_core::kv::command::{Command, SnapshotRecord};
 use ice_core::kv::lease::LeaseId;
-use ice_core::kv::range::KeyValue;
+use ice_core::kv::lock::{Grant, LockAction};
 use ice_core::kv::{Answer, Error, Store};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Who answers. Constant while a node runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -206,16 +208,7 @@ pub struct WatchRequest {
     pub prev_kv: bool,
 }
 
-/// A change of a key.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Event {
-    /// It was deleted: `kv` has only the key and the revision.
-    pub deleted: bool,
-    /// What is there now.
-    pub kv: KeyValue,
-    /// What was there before, if that was asked for and is not compacted.
-    pub prev: Option<KeyValue>,
-}
+pub use ice_core::kv::watch::Event;
 
 /// News of one watch.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -304,6 +297,12 @@ pub trait ControlPlane: Send + Sync + 'static {
     fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<u64>> + Send;
     /// What time a lease has left, at the leader wherever that is.
     fn lease_time(&self, lease: LeaseId) -> impl Future<Output = Result<LeaseTime>> + Send;
+    /// Takes a lock ([`LockAction::Acquire`] or [`LockAction::Lock`]; with `patience` its `wait` is filled in), and waits in its queue for up
+    /// to `patience`; zero: not at all. Dropping the future withdraws the wait. [`Refused::Store`] says why it cannot be had,
+    /// [`Refused::Timeout`] that `patience` is over.
+    fn lock(&self, action: LockAction, patience: Duration) -> impl Future<Output = Result<Grant>> + Send;
+    /// This node, as locks know it.
+    fn replica(&self) -> ReplicaId;
     /// A number that nobody else draws: for ids that the proposer chooses. Positive as an `i64`.
     fn new_id(&self) -> u64;
     /// A secret that all members share and no client sees, by which one member knows the tokens of another.

@@ -378,6 +378,21 @@ impl Engine {
         answer.unwrap_or(Answer::Refused(control::Refused::Stopping))
     }
 
+    /// [`Engine::control`] for what the core answers at once, by a thread that may wait for a moment.
+    pub fn control_now(&self, ask: Ask, timeout: Duration) -> Answer {
+        let span = Span(timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
+        match self.request(Request::Control { ask: Box::new(ask), timeout: span }, timeout + Duration::from_secs(1)) {
+            Reply::Control(answer) => *answer,
+            Reply::Failed(Refused::Stopping) => Answer::Refused(control::Refused::Stopping),
+            _ => Answer::Refused(control::Refused::Timeout),
+        }
+    }
+
+    /// The core's clock.
+    pub fn clock(&self) -> Instant {
+        self.now()
+    }
+
     /// Reads the namespace. Keep it short: it holds the node's lock.
     pub fn tree<R>(&self, f: impl FnOnce(&Tree) -> R) -> R {
         f(self.lock().node.view().tree())

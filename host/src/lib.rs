@@ -10,6 +10,7 @@ pub mod log;
 pub mod memory;
 pub mod node;
 pub mod payload;
+pub mod plane;
 pub mod recorder;
 pub mod runtime;
 pub mod store;

@@ -103,7 +103,10 @@ impl Node {
         let store = Store::open(&data.join("tree.redb")).unwrap();
         let root = std::fs::File::open(&backing).unwrap().into();
         let files: Arc<dyn FileActions> = Arc::new(volume.clone());
-        let lanes = Arc::new(Lanes::new(&engine, Arc::clone(&log), store, root, files, Arc::new(Nobody)).unwrap());
+        let lanes = Arc::new(
+            Lanes::new(&engine, Arc::clone(&log), store, root, files, Arc::new(Nobody), ice_host::plane::Router::new())
+                .unwrap(),
+        );
         let (done, failed) = channel();
         let completer = Arc::downgrade(&engine);
         std::thread::spawn(move || {

@@ -76,6 +76,7 @@ fn hello(replica: u64, url: &str) -> Message {
             incarnation: Incarnation(1),
             name: format!("node-{replica}"),
             urls: vec![url.to_owned()],
+            clients: vec![],
             left: false,
             revision: 1,
         },

@@ -104,6 +104,8 @@ pub enum Action {
         /// Which.
         id: String,
     },
+    /// A secret that all members share, drawn by whoever needs it first; later ones are passed over. No request of a client reads it.
+    Secret([u8; 32]),
 }
 
 /// Writes a key.

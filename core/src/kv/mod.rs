@@ -191,6 +191,7 @@ pub struct Store {
     locks: Locks,
     alarms: BTreeSet<(AlarmKind, u64)>,
     snapshots: BTreeMap<String, SnapshotRecord>,
+    secret: Option<[u8; 32]>,
     // What follows is this replica's own business.
     size_bytes: u64,
     sweep_from: Option<(u64, u32)>,
@@ -214,6 +215,7 @@ impl Default for Store {
             locks: Locks::default(),
             alarms: BTreeSet::new(),
             snapshots: BTreeMap::new(),
+            secret: None,
             size_bytes: 0,
             sweep_from: None,
             thinned: 0,
@@ -286,6 +288,11 @@ impl Store {
     /// Snapshot records, by id.
     pub fn snapshots(&self) -> impl Iterator<Item = &SnapshotRecord> {
         self.snapshots.values()
+    }
+
+    /// The secret that all members share, if one was drawn.
+    pub fn secret(&self) -> Option<[u8; 32]> {
+        self.secret
     }
 
     /// A snapshot record.
@@ -389,6 +396,10 @@ impl Store {
                 let old = self.snapshots.get(id).ok_or(Error::SnapshotNotFound)?;
                 self.rows.touch(rows::RowKey::Snapshot(id.clone()), || Some(crate::wire::encode(old)));
                 self.snapshots.remove(id);
+                Ok(Answer::Done)
+            }
+            Action::Secret(secret) => {
+                self.secret.get_or_insert(*secret);
                 Ok(Answer::Done)
             }
         }

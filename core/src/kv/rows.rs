@@ -90,6 +90,7 @@ pub(super) struct Meta {
     pub(super) auth_enabled: bool,
     pub(super) auth_revision: u64,
     pub(super) alarms: BTreeSet<(AlarmKind, u64)>,
+    pub(super) secret: Option<[u8; 32]>,
 }
 
 /// A row of `r`.
@@ -151,6 +152,7 @@ impl Store {
             auth_enabled: self.auth.enabled,
             auth_revision: self.auth.revision,
             alarms: self.alarms.clone(),
+            secret: self.secret,
         }
     }
 
@@ -367,6 +369,7 @@ impl Loader {
         store.auth.enabled = meta.auth_enabled;
         store.auth.revision = meta.auth_revision;
         store.alarms = meta.alarms.clone();
+        store.secret = meta.secret;
         store.rows.meta = Some(meta);
         store.relist()?;
         store.locks.relist();

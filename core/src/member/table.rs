@@ -157,8 +157,8 @@ fn tidy(url: &str) -> Option<String> {
 }
 
 fn valid(info: &MemberInfo) -> bool {
-    info.urls.len() <= URLS_PER_MEMBER_MAX
-        && info.urls.iter().all(|u| u.len() <= URL_MAX_BYTES)
+    info.urls.len().max(info.clients.len()) <= URLS_PER_MEMBER_MAX
+        && info.urls.iter().chain(&info.clients).all(|u| u.len() <= URL_MAX_BYTES)
         && !info.name.is_empty()
         && info.name.len() <= NODE_NAME_MAX_BYTES
 }
@@ -171,6 +171,7 @@ impl Members {
             incarnation: config.incarnation,
             name: config.name.clone(),
             urls: config.urls.iter().take(URLS_PER_MEMBER_MAX).cloned().collect(),
+            clients: config.clients.iter().take(URLS_PER_MEMBER_MAX).cloned().collect(),
             left: false,
             revision: 0,
         };

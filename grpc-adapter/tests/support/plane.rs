@@ -347,6 +347,19 @@ impl ControlPlane for Plane {
     async fn token_secret(&self) -> Result<[u8; 32]> {
         Ok([7; 32])
     }
+    async fn lock(
+        &self,
+        action: ice_core::kv::lock::LockAction,
+        _patience: Duration,
+    ) -> Result<ice_core::kv::lock::Grant> {
+        match self.propose(Command::node(Action::Lock(action))).await?.answer {
+            Answer::Lock(ice_core::kv::lock::LockAnswer::Granted(grant)) => Ok(grant),
+            other => Err(Refused::Failed(format!("{other:?}"))),
+        }
+    }
+    fn replica(&self) -> ice_core::ids::ReplicaId {
+        ice_core::ids::ReplicaId(MEMBER)
+    }
     async fn members(&self, _freshness: Freshness) -> Result<Vec<Member>> {
         Ok(self.0.lock().members.clone())
     }

@@ -4,10 +4,12 @@ use super::checkpoints::{Checkpoints, Job};
 use super::io_error;
 use crate::engine::{Actions, Engine};
 use crate::log::LogLane;
+use crate::plane::Router;
 use crate::store::Store;
 use crate::transport::{Fetch, Transport};
 use ice_core::action::{Io, LogRecord, Notice, Send as NetSend};
 use ice_core::event::IoResult;
+use ice_core::kv::watch::Message;
 use rustix::fd::OwnedFd;
 use std::io;
 use std::sync::{Arc, Weak};
@@ -29,6 +31,7 @@ pub struct Lanes {
     checkpoints: Checkpoints,
     files: Arc<dyn FileActions>,
     net: Arc<dyn Transport>,
+    watchers: Arc<Router>,
 }
 
 impl Lanes {
@@ -40,9 +43,10 @@ impl Lanes {
         backing: OwnedFd,
         files: Arc<dyn FileActions>,
         net: Arc<dyn Transport>,
+        watchers: Arc<Router>,
     ) -> io::Result<Lanes> {
         let checkpoints = Checkpoints::start(Arc::downgrade(engine), Arc::clone(&log), store, backing)?;
-        Ok(Lanes { engine: Arc::downgrade(engine), log, checkpoints, files, net })
+        Ok(Lanes { engine: Arc::downgrade(engine), log, checkpoints, files, net, watchers })
     }
 
     /// Waits for the checkpoint that is being written, and closes the store.
@@ -83,6 +87,10 @@ impl Actions for Lanes {
             }
             Io::Apply { .. } | Io::Stage { .. } | Io::Unstage { .. } | Io::Rescan { .. } => self.files.submit(io),
         }
+    }
+
+    fn told(&self, messages: Vec<Message>) {
+        self.watchers.told(messages);
     }
 
     fn logged(&self) {

@@ -91,6 +91,13 @@ impl Event {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shared(Arc<Event>);
 
+impl Shared {
+    /// The event itself, shared.
+    pub fn event(&self) -> Arc<Event> {
+        Arc::clone(&self.0)
+    }
+}
+
 impl Deref for Shared {
     type Target = Event;
     fn deref(&self) -> &Event {
