@@ -345,6 +345,8 @@ pub enum LogRecord {
     },
     /// What consensus must not forget.
     Raft(crate::raft::Record),
+    /// All that consensus and the store had before is forgotten: this replica was alone and had nothing, and joins another cluster.
+    Alone,
 }
 
 /// Answers to requests.

@@ -63,6 +63,8 @@ pub struct Hello {
     pub known: Frontier,
     /// Below this number of each replica the speaker has cut its log.
     pub cut: Frontier,
+    /// Its control plane.
+    pub control: crate::control::Standing,
 }
 
 /// One message.

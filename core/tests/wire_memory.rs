@@ -148,7 +148,14 @@ fn short_messages_do_not_swell() {
             "hello",
             full(|n| {
                 let known = vec![mark; n];
-                Message::Hello(Box::new(Hello { member: member(0), called: None, wall_ns: 0, known, cut: Vec::new() }))
+                Message::Hello(Box::new(Hello {
+                    member: member(0),
+                    called: None,
+                    wall_ns: 0,
+                    known,
+                    cut: Vec::new(),
+                    control: Default::default(),
+                }))
             }),
         ),
         (

@@ -84,6 +84,7 @@ fn hello(replica: u64, url: &str) -> Message {
         wall_ns: 1,
         known: vec![],
         cut: vec![],
+        control: ice_core::control::Standing::default(),
     }))
 }
 

@@ -52,6 +52,7 @@ pub fn record(r: &LogRecord) -> String {
             format!("stands {} {}", short(entry), s.as_ref().map_or("nowhere".into(), spot))
         }
         LogRecord::Life(l) => format!("life {l:?}"),
+        LogRecord::Alone => "consensus: forgotten".into(),
         LogRecord::Raft(r) => format!(
             "consensus: term {} vote {:?} commit {}, {} entries{}",
             r.hard.term,

@@ -185,6 +185,17 @@ impl Message {
     }
 }
 
+/// What a replica says of its control plane when it meets another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Standing {
+    /// The cluster; 0: none yet.
+    pub cluster: u64,
+    /// How many have a say in it.
+    pub voters: u8,
+    /// The store's revision.
+    pub revision: u64,
+}
+
 /// What only the leader knows. May be asked again: that changes nothing.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Call {

@@ -20,9 +20,10 @@ mod config;
 mod durable;
 mod lock;
 mod propose;
+mod standing;
 mod transfer;
 
-pub use ask::{Answer, Ask, Call, CallAnswer, Head, Message, Proposal, Refused, Watching};
+pub use ask::{Answer, Ask, Call, CallAnswer, Head, Message, Proposal, Refused, Standing, Watching};
 pub use config::Config;
 pub(crate) use durable::ROW;
 
@@ -157,6 +158,17 @@ pub struct Control {
     receiving: Option<Receiving>,
     stopping: bool,
     bug: Option<Bug>,
+    rng: Rng,
+}
+
+fn settings(config: &Config, me: ReplicaId, bug: Option<Bug>) -> raft::Config {
+    raft::Config {
+        heartbeat: config.heartbeat,
+        election: config.election,
+        jitter: config.jitter,
+        bug,
+        ..raft::Config::new(me)
+    }
 }
 
 impl core::fmt::Debug for Control {
@@ -179,6 +191,8 @@ pub(crate) struct Found {
     pub(crate) damaged: bool,
     /// Records from the log, in order.
     pub(crate) log: Vec<Record>,
+    /// The store was forgotten after the checkpoint.
+    pub(crate) forgotten: bool,
 }
 
 /// A node's control plane at its start.
@@ -210,6 +224,10 @@ impl Control {
                 Store::new()
             }
         };
+        if found.forgotten {
+            let old = core::mem::take(&mut store);
+            store.replaces(&old);
+        }
         store.plant(bug);
         for record in found.log {
             if !persisted.take(record) {
@@ -233,20 +251,13 @@ impl Control {
             }
         }
         let base = if store.applied() == base.index { base } else { Base::default() };
-        let settings = raft::Config {
-            heartbeat: config.heartbeat,
-            election: config.election,
-            jitter: config.jitter,
-            bug,
-            ..raft::Config::new(me)
-        };
         let applied_term = base.term;
         let mut hub = Hub::new(store.revision());
         hub.plant(bug);
         let mut lessor = Lessor::default();
         lessor.plant(bug);
         let mut control = Control {
-            raft: Raft::recover(settings, Seed(rng.next_u64()), persisted, base),
+            raft: Raft::recover(settings(&config, me, bug), Seed(rng.next_u64()), persisted, base),
             me,
             hub,
             lessor,
@@ -276,12 +287,12 @@ impl Control {
             receiving: None,
             stopping: false,
             bug,
+            rng,
             store,
             config,
         };
         // Whatever this node held before it started has gone with its process.
-        let end = Action::Lock(LockAction::EndReplica { replica: me });
-        control.queue.push_back((Command::node(end), For::Nobody));
+        control.end_own_locks();
         Recovered { control, first, words }
     }
 
@@ -485,6 +496,11 @@ impl Control {
                 }
             }
         }
+    }
+
+    fn end_own_locks(&mut self) {
+        let end = Action::Lock(LockAction::EndReplica { replica: self.me });
+        self.queue.push_back((Command::node(end), For::Nobody));
     }
 
     fn number(&mut self) -> u64 {

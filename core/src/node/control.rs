@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::action::{LogRecord, Reply, Send};
-use crate::control::{Answer, Ask, Control, Effects, Found, Refused};
+use crate::control::{Answer, Ask, Control, Effects, Found, Refused, Standing};
 use crate::ids::{OpToken, ReplicaId};
 use crate::message::Message;
 use crate::raft::{Lane, autopilot};
@@ -75,6 +75,15 @@ impl Node {
             return self.reply(token, Reply::Control(Box::new(Answer::Refused(Refused::Off))));
         }
         self.with_control(|c, now, fx| c.ask(now, token, ask, timeout, fx));
+    }
+
+    /// Another replica says in which control plane it is.
+    pub(super) fn meets(&mut self, theirs: Standing) {
+        if self.control.as_ref().is_some_and(|c| c.yields_to(theirs)) {
+            // In this order, both before anything that the replica does as a member of the other cluster.
+            self.log(LogRecord::Alone);
+            self.with_control(|c, now, fx| c.starts_over(now, fx));
+        }
     }
 
     /// How the log lane is, for consensus.

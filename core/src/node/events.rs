@@ -212,6 +212,7 @@ impl Node {
             wall_ns: self.clock.wall_ns,
             known: self.history.durable_frontier(),
             cut: self.history.cut_frontier(),
+            control: self.control.as_ref().map(|c| c.standing()).unwrap_or_default(),
         }
     }
 

@@ -187,6 +187,7 @@ impl Node {
                     members.insert(info.replica, info.clone());
                 }
                 LogRecord::Raft(record) => control.log.push(record.clone()),
+                LogRecord::Alone => control.forget(),
                 LogRecord::Holds { .. } | LogRecord::Stands { .. } | LogRecord::Kept { .. } => {}
             }
         }

@@ -33,6 +33,7 @@ impl Node {
                     // What the other has comes first: the connection starts behind it.
                     self.start_held(hello.member.replica, known.clone());
                     self.effects(fx);
+                    self.meets(hello.control);
                     self.consider(hello.member.replica, link, &known);
                 } else {
                     self.effects(fx);

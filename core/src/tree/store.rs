@@ -337,7 +337,7 @@ impl Tree {
             }
             // Merged by the owner, who knows what was known then.
             LogRecord::State { .. } | LogRecord::Absent { .. } => {}
-            LogRecord::Member(_) | LogRecord::Life(_) | LogRecord::Raft(_) => {}
+            LogRecord::Member(_) | LogRecord::Life(_) | LogRecord::Raft(_) | LogRecord::Alone => {}
         }
     }
 

@@ -156,6 +156,7 @@ fn suspects(log: &[(u64, LogRecord)]) -> BTreeSet<InodeId> {
             | LogRecord::Member(_)
             | LogRecord::Kept { .. }
             | LogRecord::Raft(_)
+            | LogRecord::Alone
             | LogRecord::Life(_) => {}
         }
     }
