@@ -96,6 +96,11 @@ impl Plane {
         Arc::new(Plane { parts, me })
     }
 
+    /// Looks at the store as it is here, without asking anybody.
+    pub fn look_now<T>(&self, look: impl FnOnce(&Store) -> T) -> Result<(T, Head)> {
+        self.store(look)
+    }
+
     async fn ask(&self, ask: Ask) -> Result<Answer> {
         match self.parts.engine.control(ask, REQUEST_MAX).await {
             Answer::Refused(why) => Err(refused(why)),
