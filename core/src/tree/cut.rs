@@ -96,8 +96,25 @@ impl Tree {
             }
             self.settle_head(i, s);
         }
+        if self.feeds_copy(i, s) {
+            return; // Only this tells which bytes the copy is made of. Looked at again when it stands.
+        }
         self.versions.remove(&(i, s));
         self.dirty.insert(i);
+    }
+
+    /// If `copy` is a conflict's copy: what was not forgotten before it stood is looked at again.
+    pub(super) fn recall_lost(&mut self, copy: u32) {
+        let Some((inode, lost)) = self.copy_of.get(&self.id_of(copy)).copied() else { return };
+        if let Some(i) = self.inode_of(inode)
+            && lost <= self.cut
+            && self.versions.contains_key(&(i, lost))
+        {
+            self.version_ages.insert((lost, i));
+            for e in self.entries_of(i) {
+                self.bury(e);
+            }
+        }
     }
 
     /// False: not yet, though nothing will call for another look.
@@ -144,6 +161,10 @@ impl Tree {
         let unsettled = self.heads.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).next().is_some();
         if alive || unsettled {
             return true; // Its creation is missing, or a conflict is not settled: looked at again then.
+        }
+        let mut versions = self.versions.range((i, Stamp::ZERO)..=(i, Stamp::MAX));
+        if versions.any(|((_, s), _)| self.feeds_copy(i, *s)) {
+            return true; // A copy is still to be made of it: looked at again when that stands.
         }
         if self.inodes[i].tag == Tag::Dir && self.inodes[i].refs > 0 {
             return true; // Something dead in it may come back and need it.
@@ -298,6 +319,7 @@ impl Tree {
     /// Gives back the slot of an inode without entries. It is touched already.
     fn free_inode(&mut self, i: u32) {
         let id = self.id_of(i);
+        self.recall_lost(i);
         self.work.wake(i);
         self.work.at_rest(Work::Inode(i));
         let xattrs: Vec<_> = self.xattrs_raw(i).map(|(name, _)| (i, Box::from(name))).collect();

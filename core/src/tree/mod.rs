@@ -347,6 +347,7 @@ impl Tree {
             self.work.unpark(plan::Work::Inode(i));
             self.call_inode(i);
             self.call_heads(i);
+            self.recall_lost(i);
             self.work.wake(i);
             let h = self.inode_hash(i);
             self.sums.add(self.inodes[i].id(), h);

@@ -291,11 +291,11 @@ impl Tree {
         let id = self.id_of(i);
         have(id, version).or_else(|| {
             // The first content of a conflict copy is staged under the name of the version that lost.
-            let (inode, lost) = self.copy_of.get(&id)?;
-            let kept = self.versions.get(&(self.inode_of(*inode)?, *lost))?;
-            let wanted = self.versions.get(&(i, version))?;
-            let same = (kept.size, kept.digest) == (wanted.size, wanted.digest);
-            if same { have(*inode, *lost) } else { None }
+            let (inode, lost) = *self.copy_of.get(&id)?;
+            let kept = self.versions.get(&(self.inode_of(inode)?, lost))?;
+            let (winner, size, digest) = self.winner(i);
+            let same = version == winner && (kept.size, kept.digest) == (size, digest);
+            if same { have(inode, lost) } else { None }
         })
     }
 

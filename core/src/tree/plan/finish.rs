@@ -131,6 +131,7 @@ impl Tree {
             self.call_heads(i);
             self.work.wake(i);
         }
+        self.recall_lost(f.inode);
     }
 
     /// An action failed and changed nothing.
@@ -222,16 +223,27 @@ impl Tree {
     /// Whether staged bytes of this version may still be asked for.
     pub fn wants(&self, inode: InodeId, version: Stamp) -> bool {
         let Some(i) = self.inode_of(inode) else { return false };
-        let missing = |i: u32, v: Stamp| {
-            let due = self.winner(i).0 == v && (self.held(i).stamp != v || !self.on_disk(i));
-            let entries = self.entries_of(i);
-            // Content may come before the name it belongs to.
-            let named = entries.is_empty() || entries.iter().any(|e| self.entries[*e].has(LIVE));
-            (due && named) || self.work.is_busy(i)
-        };
-        let copy = || self.copy_of(inode, version).and_then(|c| self.inode_of(c));
-        missing(i, version)
+        let due = self.winner(i).0 == version && self.lacks_winner(i);
+        due || self.work.is_busy(i)
             || (self.heads.contains(&(i, version)) && self.held(i).stamp != version)
-            || copy().is_some_and(|c| missing(c, self.winner(c).0))
+            || self.feeds_copy(i, version)
+    }
+
+    /// The newest content is not on disk, and belongs there.
+    fn lacks_winner(&self, i: u32) -> bool {
+        let entries = self.entries_of(i);
+        // Content may come before the name it belongs to.
+        let named = entries.is_empty() || entries.iter().any(|e| self.entries[*e].has(LIVE));
+        named && (self.held(i).stamp != self.winner(i).0 || !self.on_disk(i))
+    }
+
+    /// A losing version whose copy is known and does not hold its bytes on disk yet: they may be staged under the name of
+    /// the version.
+    pub(in crate::tree) fn feeds_copy(&self, i: u32, lost: Stamp) -> bool {
+        let Some(v) = self.versions.get(&(i, lost)) else { return false };
+        let Some(c) = self.copy_of(self.id_of(i), lost).and_then(|c| self.inode_of(c)) else { return false };
+        let (winner, size, digest) = self.winner(c);
+        let same = winner.is_zero() || (size, digest) == (v.size, v.digest);
+        (same && self.lacks_winner(c)) || self.work.is_busy(c)
     }
 }
