@@ -134,7 +134,7 @@ fn kind(v: &Value) -> &'static str {
     }
 }
 
-fn text(v: &Value) -> Result<String, String> {
+pub(super) fn text(v: &Value) -> Result<String, String> {
     match v {
         Value::String(s) if s.contains('\0') => Err("it must not contain NUL".into()),
         Value::String(s) => Ok(s.clone()),
@@ -153,7 +153,7 @@ fn path(v: &Value) -> Result<Option<PathBuf>, String> {
 }
 
 /// Texts, as a list or separated by commas.
-fn list(v: &Value) -> Result<Vec<String>, String> {
+pub(super) fn list(v: &Value) -> Result<Vec<String>, String> {
     let parts = match v {
         Value::Sequence(items) => items.iter().map(text).collect::<Result<Vec<_>, _>>()?,
         other => text(other)?.split(',').map(str::to_owned).collect(),
@@ -188,7 +188,7 @@ fn token(v: &Value) -> Result<Secret, String> {
     Ok(Secret::new(t))
 }
 
-fn duration(v: &Value) -> Result<GoDuration, String> {
+pub(super) fn duration(v: &Value) -> Result<GoDuration, String> {
     match v {
         Value::String(s) => s.parse().map_err(|e: crate::duration::DurationError| e.to_string()),
         Value::Number(n) if n.as_i64() == Some(0) => Ok(GoDuration::ZERO),
@@ -218,7 +218,7 @@ fn within(least: GoDuration, most: GoDuration, d: GoDuration) -> Result<GoDurati
     }
 }
 
-fn boolean(v: &Value) -> Result<bool, String> {
+pub(super) fn boolean(v: &Value) -> Result<bool, String> {
     match v {
         Value::Bool(b) => Ok(*b),
         Value::String(s) => match s.to_ascii_lowercase().as_str() {

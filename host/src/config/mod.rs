@@ -2,6 +2,7 @@
 
 mod address;
 mod check;
+pub mod decube;
 mod keys;
 mod yaml;
 
@@ -64,6 +65,16 @@ pub enum RuntimeKind {
     Tokio,
     /// smol.
     Smol,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object on each line.
+    Json,
 }
 
 /// Files that turn the listener into an HTTPS one.
