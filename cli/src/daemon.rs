@@ -95,7 +95,7 @@ static LOGGING: OnceLock<()> = OnceLock::new();
 fn run_inner(config: &Config, start: Start) -> Result<()> {
     follow_parent()?;
     let log = LogTarget::new(config.log_file.as_deref())?;
-    log.install(config.log_verbose)?;
+    log.install(config.log_verbose, config.decube.log_format)?;
     let _ = LOGGING.set(());
     abort_on_panic();
     tracing::info!("icecluster version: {}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use ice_host::config::LogFormat;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -42,19 +43,19 @@ impl LogTarget {
 
     /// Sends the process's log here: `info` and above, with `verbose` also `debug`; `ICECLUSTER_LOG` (a filter in the syntax
     /// of tracing's `EnvFilter`) overrides both. May be called once in a process.
-    pub fn install(&self, verbose: bool) -> Result<()> {
+    pub fn install(&self, verbose: bool, format: LogFormat) -> Result<()> {
         let default = if verbose { "debug" } else { "info" };
         let filter = match std::env::var(LOG_VARIABLE) {
             Ok(text) => EnvFilter::try_new(text).context(LOG_VARIABLE)?,
             Err(std::env::VarError::NotPresent) => EnvFilter::new(default),
             Err(error) => return Err(error).context(LOG_VARIABLE),
         };
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_ansi(false)
-            .with_writer(self.clone())
-            .try_init()
-            .map_err(|e| anyhow::anyhow!("logging: {e}"))
+        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(self.clone());
+        let done = match format {
+            LogFormat::Text => lines.try_init(),
+            LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        };
+        done.map_err(|e| anyhow::anyhow!("logging: {e}"))
     }
 }
 

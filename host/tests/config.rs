@@ -1,7 +1,8 @@
 //! Configuration files as users write them, right and wrong.
 
 use ice_core::event::Ack;
-use ice_host::config::{BindAddr, Config, ConfigError, RuntimeKind, Secret, TlsFiles, known_keys};
+use ice_host::config::decube::Decube;
+use ice_host::config::{BindAddr, Config, ConfigError, LogFormat, RuntimeKind, Secret, TlsFiles, known_keys};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,7 +58,8 @@ fn every_key_is_understood() {
          ready_require_sync: false\nready_require_peer: true\napi_token: s3cret\ntls_cert: /c.pem\ntls_key: /k.pem\n\
          cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\n\
          trace_ring: 3MiB\nhttp_connections: 20\npayload_memory: 1GiB\nfuse_threads: 4\nfuse_passthrough: OFF\nmount_over: no\n\
-         lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n",
+         lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n\
+         jwt_key: /jwt.pem\njwt_issuer: me\njwt_audience: us\nautopilot_dead_after: 1h\n",
     )
     .unwrap();
     let want = Config {
@@ -90,6 +92,11 @@ fn every_key_is_understood() {
         fuse_threads: 4,
         fuse_passthrough: false,
         mount_over: false,
+        jwt_key: Some("/jwt.pem".into()),
+        jwt_issuer: Some("me".into()),
+        jwt_audience: Some("us".into()),
+        autopilot_dead_after: Duration::from_secs(3600),
+        decube: Decube::default(),
     };
     assert_eq!(c, want);
     assert!(!format!("{c:?}").contains("s3cret"), "the token must not reach a log");
@@ -315,4 +322,78 @@ proptest::proptest! {
     fn no_text_panics(text in "(node_id|bind|join|mount|keepalive|x|-|:| |\n|\\[|\\]|\\{|\\}|'|\"|&a|\\*a|!t|#|[a-z0-9.]){0,30}") {
         let _ = parse(&text);
     }
+}
+
+/// A file of DeCube with what every node of icecluster needs besides.
+const DECUBE: &str = r#"
+backing: /b
+mount: ""
+node: {id: node-2, data_dir: /var/lib/decube, listen_address: "0.0.0.0:2379", peer_addresses: ["node-1:2380", "node-2:2380", "node-3.example:2380"]}
+etcd: {name: node-2, data_dir: /var/lib/decube/etcd, election_timeout: 1000}
+api:
+  rest: {enabled: true, address: "0.0.0.0:8080", cors_origins: ["*"]}
+  grpc: {enabled: true, address: "0.0.0.0:9090"}
+snapshot: {enabled: true, interval: 30m, retention_count: 3}
+logging: {level: debug, format: json, output: /var/log/decube.log}
+security: {tls_enabled: true, cert_file: /c.pem, key_file: /k.pem, ca_file: /ca.pem}
+"#;
+
+#[test]
+fn decubes_sections_are_part_of_the_file() {
+    let c = parse(DECUBE).unwrap();
+    assert_eq!((&c.node_id[..], &c.data), ("node-2", &PathBuf::from("/var/lib/decube")));
+    // It knows which of the members it is, and that it is not the first.
+    assert_eq!(c.bind.to_string(), ":2380");
+    assert_eq!(c.advertised(2380).unwrap(), ["http://node-2:2380"]);
+    assert_eq!(c.join, ["http://node-1:2380", "http://node-2:2380", "http://node-3.example:2380"]);
+    assert!(c.log_verbose);
+    assert_eq!(c.log_file, Some("/var/log/decube.log".into()));
+    let d = &c.decube;
+    assert_eq!(d.log_format, LogFormat::Json);
+    let at = |a: &Option<BindAddr>| a.as_ref().map(ToString::to_string).unwrap_or_default();
+    assert_eq!([at(&d.etcd), at(&d.rest), at(&d.grpc)], ["0.0.0.0:2379", "0.0.0.0:8080", "0.0.0.0:9090"]);
+    assert_eq!(d.tls, Some(TlsFiles { cert: "/c.pem".into(), key: "/k.pem".into() }));
+    assert_eq!((&d.client_ca, d.election), (&Some("/ca.pem".into()), Some(Duration::from_secs(1))));
+    assert_eq!((d.snapshot_every, d.snapshots_kept), (Some(Duration::from_secs(1800)), 3));
+    // Nothing listens that was not asked for.
+    let c = parse("mount: ''").unwrap();
+    assert_eq!((c.decube.etcd, c.decube.rest, c.decube.grpc), (None, None, None));
+    // One file for all nodes, and a variable for each.
+    let env = [("DECUBE_NODE_ID", "node-3"), ("DECUBE_ETCD_NAME", "node-3"), ("DECUBE_API_REST_ADDRESS", ":81")];
+    let c = with_env(DECUBE, &env).unwrap();
+    assert_eq!((&c.node_id[..], c.advertise), ("node-3", vec!["http://node-3.example:2380".to_owned()]));
+    assert_eq!(at(&c.decube.rest), ":81");
+}
+
+#[test]
+fn what_the_sections_say_must_not_contradict_the_keys() {
+    let same = parse("node_id: a\ndata: /d\nlog_file: /l\nnode: {id: a, data_dir: /d}\nlogging: {output: /l}").unwrap();
+    assert_eq!((&same.node_id[..], same.log_file), ("a", Some("/l".into())));
+    for (text, words) in [
+        ("node_id: a\nnode: {id: b}", "`node_id` is a and `node.id` is b"),
+        ("data: /a\nnode: {data_dir: /b}", "`data` is /a and `node.data_dir` is /b"),
+        ("log_file: /a\nlogging: {output: /b}", "`log_file` is /a and `logging.output` is /b"),
+        ("join: a\nnode: {peer_addresses: [b]}", "`join` and `node.peer_addresses` are both set"),
+        ("node: {id: h, peer_addresses: ['h:1', 'h:2']}", "say which is this node's"),
+        ("node: {peer_addresses: ['ftp://h:1']}", "`node.peer_addresses`: "),
+        ("node: {id: ' a'}", "`node.id`: "),
+        ("bind: ':2379'\nnode: {listen_address: '10.0.0.1:2379'}", "`bind` and `node.listen_address` are the same"),
+        (
+            "api: {rest: {address: ':1'}, grpc: {address: ':1'}}",
+            "`api.rest.address` and `api.grpc.address` are the same",
+        ),
+        ("node: {port: 1}", "`node.port`: unknown key"),
+        ("node: {id: a}\nnode: {id: b}", "given a second time"),
+        ("nodes: {id: a}", "unknown key `nodes`"),
+        ("jwt_issuer: me", "set `jwt_key`"),
+        ("autopilot_dead_after: 1ms", "too short"),
+    ] {
+        let e = error(text);
+        assert!(e.contains(words), "{text}: {e}");
+    }
+    let e = with_env("", &[("DECUBE_SNAPSHOT_INTERVAL", "often")]).unwrap_err();
+    assert!(e.starts_with("the environment: DECUBE_SNAPSHOT_INTERVAL: "), "{e}");
+    // With more than one member on a host, the address decides.
+    let c = parse("bind: ':2'\nadvertise: 'h:2'\nnode: {id: h, peer_addresses: ['h:1', 'h:2']}").unwrap();
+    assert_eq!((c.advertise, c.join.len()), (vec!["http://h:2".to_owned()], 2));
 }

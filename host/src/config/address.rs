@@ -38,6 +38,13 @@ impl BindAddr {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
     }
 
+    /// Both cannot be listened on.
+    pub fn clashes(&self, other: &BindAddr) -> bool {
+        self.port != 0
+            && self.port == other.port
+            && (self.host == other.host || self.is_wildcard() || other.is_wildcard())
+    }
+
     /// It stands for all addresses of the machine.
     pub fn is_wildcard(&self) -> bool {
         self.host.is_empty() || self.host.parse::<IpAddr>().is_ok_and(|a| a.is_unspecified())
@@ -114,6 +121,13 @@ pub fn normalize_url(text: &str, tls: bool) -> Result<String, String> {
     Ok(url)
 }
 
+/// Host (without brackets) and port of a normalised base URL.
+pub(super) fn parts(url: &str) -> Option<(String, u16)> {
+    let (scheme, authority) = url.split_once("://")?;
+    let (host, port) = split_port(authority)?;
+    Some((host.to_owned(), port.unwrap_or(if scheme == "https" { 443 } else { 80 })))
+}
+
 /// The URL's host is an address that stands for all of a machine's.
 pub(super) fn is_unspecified(url: &str) -> bool {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -186,6 +200,9 @@ mod tests {
         ] {
             assert!(BindAddr::parse(text).is_err(), "{text}");
         }
+        let clash = |a: &str, b: &str| BindAddr::parse(a).unwrap().clashes(&BindAddr::parse(b).unwrap());
+        assert!(clash(":1", "10.0.0.1:1") && clash("a:1", "A:1") && clash("[::1]:1", "0.0.0.0:1"));
+        assert!(!clash("a:1", "b:1") && !clash(":1", ":2") && !clash(":0", ":0"));
         assert!(BindAddr::parse("127.0.0.2:1").unwrap().is_loopback());
         assert!(BindAddr::parse("[::]:1").unwrap().is_wildcard());
     }

@@ -39,16 +39,37 @@ pub(super) fn checked(mut c: Config) -> Result<Config, String> {
     for path in [&mut c.data, &mut c.backing].into_iter().chain(c.mount.as_mut()) {
         *path = std::path::absolute(&*path).map_err(|e| format!("{}: {e}", path.display()))?;
     }
-    for path in [&mut c.log_file, &mut c.trace, &mut c.cacert].into_iter().flatten() {
+    let files = [&mut c.log_file, &mut c.trace, &mut c.cacert, &mut c.jwt_key, &mut c.decube.client_ca];
+    for path in files.into_iter().flatten() {
         *path = std::path::absolute(&*path).map_err(|e| format!("{}: {e}", path.display()))?;
     }
-    if let Some(t) = &mut c.tls {
+    for t in [&mut c.tls, &mut c.decube.tls].into_iter().flatten() {
         for path in [&mut t.cert, &mut t.key] {
             *path = std::path::absolute(&*path).map_err(|e| format!("{}: {e}", path.display()))?;
         }
     }
+    if c.jwt_key.is_none() && (c.jwt_issuer.is_some() || c.jwt_audience.is_some()) {
+        return Err("`jwt_issuer` and `jwt_audience` are looked at in signed tokens only: set `jwt_key`".into());
+    }
+    listeners(&c)?;
     places(&c)?;
     Ok(c)
+}
+
+fn listeners(c: &Config) -> Result<(), String> {
+    let all = [
+        ("bind", Some(&c.bind)),
+        ("node.listen_address", c.decube.etcd.as_ref()),
+        ("api.rest.address", c.decube.rest.as_ref()),
+        ("api.grpc.address", c.decube.grpc.as_ref()),
+    ];
+    for (i, (a, at)) in all.iter().enumerate() {
+        let twin = all[i + 1..].iter().find(|(_, b)| at.zip(*b).is_some_and(|(a, b)| a.clashes(b)));
+        if let (Some((b, _)), Some(at)) = (twin, at) {
+            return Err(format!("`{a}` and `{b}` are the same address ({at}): each listener needs its own"));
+        }
+    }
+    Ok(())
 }
 
 fn places(c: &Config) -> Result<(), String> {

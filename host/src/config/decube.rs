@@ -26,12 +26,10 @@ pub struct Decube {
     pub etcd: Option<BindAddr>,
     /// `node.peer_addresses`: members to join.
     pub peers: Vec<String>,
-    /// `etcd.snapshot_count`: entries of the log after which it is cut.
-    pub log_entries: u64,
-    /// `etcd.heartbeat_interval`.
-    pub heartbeat: Duration,
-    /// `etcd.election_timeout`.
-    pub election: Duration,
+    /// `etcd.heartbeat_interval`; `None`: the default.
+    pub heartbeat: Option<Duration>,
+    /// `etcd.election_timeout`; `None`: the default.
+    pub election: Option<Duration>,
     /// `etcd.auto_compaction_retention`: how long history is kept; `None`: for ever.
     pub history: Option<Duration>,
     /// `etcd.quota_backend_bytes`; 0: the default.
@@ -67,10 +65,9 @@ impl Default for Decube {
             data: None,
             etcd: None,
             peers: vec![],
-            log_entries: 10_000,
-            heartbeat: Duration::from_millis(100),
-            election: Duration::from_millis(1000),
-            history: None,
+            heartbeat: None,
+            election: None,
+            history: Some(Duration::from_secs(3600)),
             quota_bytes: 0,
             rest: None,
             cors_origins: vec![],
@@ -114,9 +111,11 @@ const KEYS: &[(&str, Set)] = &[
     ("etcd.name", |d, v| put(&mut d.name, some(v)?)),
     ("etcd.data_dir", |d, v| put(&mut d.etcd_dir, path(v)?)),
     ("etcd.wal_dir", |d, v| put(&mut d.wal_dir, path(v)?)),
-    ("etcd.snapshot_count", |d, v| put(&mut d.out.log_entries, between(v, 1, 100_000_000)?)),
-    ("etcd.heartbeat_interval", |d, v| put(&mut d.out.heartbeat, millis(v, 10_000)?)),
-    ("etcd.election_timeout", |d, v| put(&mut d.out.election, millis(v, ELECTION_MAX_MS)?)),
+    ("etcd.snapshot_count", |_, v| {
+        fixed(between(v, 0, u64::MAX)? == 10_000, "each checkpoint of the node cuts the log")
+    }),
+    ("etcd.heartbeat_interval", |d, v| put(&mut d.out.heartbeat, Some(millis(v, 10_000)?))),
+    ("etcd.election_timeout", |d, v| put(&mut d.out.election, Some(millis(v, ELECTION_MAX_MS)?))),
     ("etcd.max_snapshots", |_, v| fixed(between(v, 0, u64::MAX)? == 5, "the store keeps what it needs by itself")),
     ("etcd.max_wals", |_, v| fixed(between(v, 0, u64::MAX)? == 5, "the log keeps what it needs by itself")),
     ("etcd.auto_compaction_retention", |d, v| put(&mut d.out.history, retention(v)?)),
@@ -266,13 +265,23 @@ impl Decube {
             if let Some(value) = find(sections, key).filter(|v| !v.is_null()) {
                 set(&mut draft, value).map_err(|e| format!("`{key}`: {e}"))?;
             }
-            let name = format!("DECUBE_{}", key.replace('.', "_").to_ascii_uppercase());
+            let name = variable(key);
             if let Some(value) = env(&name) {
                 set(&mut draft, &Value::String(value)).map_err(|e| format!("{name}: {e}"))?;
             }
         }
         draft.finish()
     }
+}
+
+/// The variable of the environment that overrides a key.
+fn variable(key: &str) -> String {
+    format!("DECUBE_{}", key.replace('.', "_").to_ascii_uppercase())
+}
+
+/// The names of all variables of the environment that are looked at.
+pub fn variables() -> impl Iterator<Item = String> {
+    KEYS.iter().map(|(key, _)| variable(key))
 }
 
 /// A listener with DeCube's default address, unless it is switched off or nothing at all is said of it.
@@ -300,8 +309,15 @@ impl Draft {
                 return Err(format!("`{key}`: everything lies in `node.data_dir`: it must be below that"));
             }
         }
-        if out.election < 5 * out.heartbeat {
-            return Err("`etcd.election_timeout` must be at least five times `etcd.heartbeat_interval`".into());
+        let defaults = ice_core::control::Config::default();
+        let (heartbeat, election) = (
+            out.heartbeat.unwrap_or(Duration::from_nanos(defaults.heartbeat.0)),
+            out.election.unwrap_or(Duration::from_nanos(defaults.election.0)),
+        );
+        if election < 5 * heartbeat {
+            return Err(format!(
+                "`etcd.election_timeout` ({election:?}) must be at least five times `etcd.heartbeat_interval` ({heartbeat:?})"
+            ));
         }
         if self.replication == Some(false) && !out.peers.is_empty() {
             return Err("`replication.enabled` is false, but there are `node.peer_addresses`: members replicate".into());
@@ -322,16 +338,6 @@ impl Draft {
         };
         if out.tls.is_none() {
             out.client_ca = None;
-        }
-        let listeners =
-            [("node.listen_address", &out.etcd), ("api.rest.address", &out.rest), ("api.grpc.address", &out.grpc)];
-        for (i, (a, at)) in listeners.iter().enumerate() {
-            let twin = listeners[i + 1..]
-                .iter()
-                .find(|(_, b)| at.is_some() && at == b && at.as_ref().is_some_and(|a| a.port != 0));
-            if let Some((b, _)) = twin {
-                return Err(format!("`{a}` and `{b}` are the same"));
-            }
         }
         Ok(out)
     }
@@ -414,7 +420,7 @@ security: {tls_enabled: false, cert_file: "", key_file: "", ca_file: ""}
         let d = parse(ORIGINAL, &env).unwrap();
         assert_eq!((&d.node_id.unwrap()[..], d.peers), ("n7", vec!["a:1".to_owned(), "b:2".to_owned()]));
         assert_eq!((d.rest, d.etcd, d.grpc), (at("127.0.0.1", 1), at("127.0.0.1", 2), None));
-        assert_eq!((d.election, d.snapshot_every), (Duration::from_secs(2), Some(Duration::from_secs(300))));
+        assert_eq!((d.election, d.snapshot_every), (Some(Duration::from_secs(2)), Some(Duration::from_secs(300))));
         let bad = parse("{}", &[("DECUBE_ETCD_ELECTION_TIMEOUT", "soon")]).unwrap_err();
         assert!(bad.starts_with("DECUBE_ETCD_ELECTION_TIMEOUT: "), "{bad}");
     }
@@ -429,6 +435,7 @@ security: {tls_enabled: false, cert_file: "", key_file: "", ca_file: ""}
             ("etcd: {name: a}\nnode: {id: b}", "a node has one name"),
             ("etcd: {wal_dir: /fast}", "`etcd.wal_dir`: everything lies in `node.data_dir`"),
             ("etcd: {max_wals: 6}", "the log keeps what it needs"),
+            ("etcd: {snapshot_count: 5}", "each checkpoint of the node cuts the log"),
             ("etcd: {heartbeat_interval: 300}", "at least five times"),
             ("etcd: {election_timeout: 0}", "a whole number from 1 to 50000"),
             ("etcd: {auto_compaction_retention: often}", "`etcd.auto_compaction_retention`: "),
@@ -438,7 +445,6 @@ security: {tls_enabled: false, cert_file: "", key_file: "", ca_file: ""}
             ("logging: {level: error}", "use debug or info"),
             ("logging: {max_size: 5}", "logrotate"),
             ("security: {tls_enabled: true}", "needs `security.cert_file` and `security.key_file`"),
-            ("api: {rest: {address: \":1\"}, grpc: {address: \":1\"}}", "are the same"),
         ] {
             let refused = parse(yaml, &[]).unwrap_err();
             assert!(refused.contains(words), "{yaml}: {refused}");

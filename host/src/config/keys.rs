@@ -1,18 +1,23 @@
 //! The table of keys.
 
+use super::decube::Decube;
 use super::{
     BindAddr, Config, HTTP_CONNECTIONS_MIN, PAYLOAD_MEMORY_MAX_BYTES, PAYLOAD_MEMORY_MIN_BYTES, RuntimeKind, Secret,
-    TRACE_RING_MAX_BYTES, TRACE_RING_MIN_BYTES, TlsFiles,
+    TRACE_RING_MAX_BYTES, TRACE_RING_MIN_BYTES, TlsFiles, merge,
 };
 use crate::duration::GoDuration;
 use ice_core::event::Ack;
 use ice_core::limits;
 use serde_yaml::Value;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Limits of `keepalive`.
 const KEEPALIVE_MIN: GoDuration = GoDuration::ms(100);
 const KEEPALIVE_MAX: GoDuration = GoDuration::s(3600);
+/// Limits of `autopilot_dead_after`.
+const DEAD_AFTER_MIN: GoDuration = GoDuration::s(1);
+const DEAD_AFTER_MAX: GoDuration = GoDuration::s(7 * 24 * 3600);
 
 /// One key.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +74,10 @@ const KEYS: &[KeyInfo] = keys! {
     "tls_cert", "", |d, v| put(&mut d.tls_cert, path(v)?);
     "tls_key", "", |d, v| put(&mut d.tls_key, path(v)?);
     "cacert", "", |d, v| put(&mut d.config.cacert, path(v)?);
+    "jwt_key", "", |d, v| put(&mut d.config.jwt_key, path(v)?);
+    "jwt_issuer", "", |d, v| put(&mut d.config.jwt_issuer, some(v)?);
+    "jwt_audience", "", |d, v| put(&mut d.config.jwt_audience, some(v)?);
+    "autopilot_dead_after", "5m", |d, v| put(&mut d.config.autopilot_dead_after, within(DEAD_AFTER_MIN, DEAD_AFTER_MAX, positive(v, GoDuration::s(300))?)?.std());
     "hooks_dir", "", |_, v| unbuilt(text(v)?.is_empty(), "hooks");
     "hooks_timeout", "2s", |_, v| unbuilt(duration(v)? == GoDuration::s(2), "hooks");
     "hooks_log_file", "", |_, v| unbuilt(text(v)?.is_empty(), "hooks");
@@ -96,16 +105,28 @@ pub(super) struct Draft {
     config: Config,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
+    /// Keys with a value of their own.
+    said: BTreeSet<&'static str>,
 }
 
 impl Draft {
     /// Sets a key. A key without a value keeps its default.
     pub fn set(&mut self, key: &str, value: &Value) -> Result<(), String> {
         let known = KEYS.iter().find(|k| k.name == key).ok_or("unknown key")?;
-        if value.is_null() { Ok(()) } else { (known.set)(self, value) }
+        if value.is_null() {
+            return Ok(());
+        }
+        (known.set)(self, value)?;
+        if value.as_str() == Some("") {
+            self.said.remove(known.name);
+        } else {
+            self.said.insert(known.name);
+        }
+        Ok(())
     }
 
-    pub fn finish(self) -> Result<Config, String> {
+    /// The whole, with what DeCube's sections say.
+    pub fn finish(self, decube: Decube) -> Result<Config, String> {
         let mut config = self.config;
         config.tls = match (self.tls_cert, self.tls_key) {
             (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
@@ -113,7 +134,7 @@ impl Draft {
             (Some(_), None) => return Err("`tls_cert` is set, but `tls_key` is not: HTTPS needs both".into()),
             (None, Some(_)) => return Err("`tls_key` is set, but `tls_cert` is not: HTTPS needs both".into()),
         };
-        Ok(config)
+        merge::merged(config, decube, &|key| self.said.contains(key))
     }
 }
 
@@ -165,18 +186,24 @@ pub(super) fn list(v: &Value) -> Result<Vec<String>, String> {
     Ok(parts)
 }
 
+fn some(v: &Value) -> Result<Option<String>, String> {
+    Ok(Some(text(v)?).filter(|t| !t.is_empty()))
+}
+
 fn name(v: &Value) -> Result<String, String> {
     let t = text(v)?;
-    if t.is_empty() {
-        return Ok(Config::default().node_id);
-    }
+    if t.is_empty() { Ok(Config::default().node_id) } else { node_name(&t) }
+}
+
+/// A name that a node can have.
+pub(super) fn node_name(t: &str) -> Result<String, String> {
     if t.len() > limits::NODE_NAME_MAX_BYTES {
         return Err(format!("it has {} bytes: at most {}", t.len(), limits::NODE_NAME_MAX_BYTES));
     }
     if t.chars().any(char::is_control) || t.trim() != t {
         return Err("it must not contain control characters, nor begin or end with a space".into());
     }
-    Ok(t)
+    Ok(t.to_owned())
 }
 
 fn token(v: &Value) -> Result<Secret, String> {

@@ -1,14 +1,17 @@
-//! Configuration: defaults, then the YAML file, then `ICECLUSTER_<KEY>` from the environment; checked as a whole.
+//! Configuration: defaults, then the YAML file, then `ICECLUSTER_<KEY>` and DeCube's `DECUBE_<SECTION>_<KEY>` from the
+//! environment; checked as a whole.
 
 mod address;
 mod check;
 pub mod decube;
 mod keys;
+mod merge;
 mod yaml;
 
 pub use address::{BindAddr, normalize_url};
 pub use keys::{KeyInfo, known_keys};
 
+use decube::Decube;
 use ice_core::event::Ack;
 use std::fmt;
 use std::io::Read;
@@ -147,6 +150,16 @@ pub struct Config {
     pub mount_over: bool,
     /// Let the kernel read and map backing files by itself where it can (`auto`), or never (`off`).
     pub fuse_passthrough: bool,
+    /// What bearer tokens of DeCube's listeners are signed with: a file with an Ed25519 public key (PEM), or with a shared secret.
+    pub jwt_key: Option<PathBuf>,
+    /// What such a token must name as its issuer.
+    pub jwt_issuer: Option<String>,
+    /// What it must name among its audience.
+    pub jwt_audience: Option<String>,
+    /// A voter of the control plane that is away for longer is replaced.
+    pub autopilot_dead_after: Duration,
+    /// What DeCube's sections say of the control plane. What has a key of its own has been moved there.
+    pub decube: Decube,
 }
 
 impl Default for Config {
@@ -181,6 +194,11 @@ impl Default for Config {
             fuse_threads: 0,
             mount_over: true,
             fuse_passthrough: true,
+            jwt_key: None,
+            jwt_issuer: None,
+            jwt_audience: None,
+            autopilot_dead_after: Duration::from_secs(300),
+            decube: Decube::default(),
         }
     }
 }
@@ -190,14 +208,19 @@ impl Default for Config {
 pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<String> {
     const OTHERS: [&str; 6] = ["LOG", "PARENT", "BASE", "TOKEN", "TOKEN_FILE", "CACERT"];
     let strange = names.filter_map(|name| {
+        let shown: String = name.chars().take(80).filter(|c| !c.is_control()).collect();
+        let service = |key: &str| {
+            key.ends_with("SERVICE_HOST") || key.contains("SERVICE_PORT") || key.split('_').any(|p| p == "PORT")
+        };
+        if let Some(key) = name.strip_prefix("DECUBE_") {
+            let known = service(key) || decube::variables().any(|v| v == name);
+            return (!known).then(|| format!("{shown} is no setting and is ignored"));
+        }
         let key = name.strip_prefix("ICECLUSTER_")?;
-        let service =
-            key.ends_with("SERVICE_HOST") || key.contains("SERVICE_PORT") || key.split('_').any(|p| p == "PORT");
         let known = known_keys().iter().any(|k| k.name.to_ascii_uppercase() == key);
-        if known || service || OTHERS.contains(&key) {
+        if known || service(key) || OTHERS.contains(&key) {
             return None;
         }
-        let shown: String = name.chars().take(80).filter(|c| !c.is_control()).collect();
         let nearest = yaml::nearest(key)?;
         Some(format!(
             "{shown} is no setting and is ignored; the nearest is ICECLUSTER_{}",
@@ -232,7 +255,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads a file, applies `ICECLUSTER_<KEY>` from the environment, and checks the whole. With an empty path there is no file.
+    /// Reads a file, applies `ICECLUSTER_<KEY>` and `DECUBE_<SECTION>_<KEY>` from the environment, and checks the whole. With an empty path there is no file.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text = if path.as_os_str().is_empty() { String::new() } else { read(path)? };
         let origin = if path.as_os_str().is_empty() { "configuration".into() } else { path.display().to_string() };
@@ -246,7 +269,12 @@ impl Config {
             message: message.replace(['\n', '\r'], " "),
         };
         let mut draft = keys::Draft::default();
+        let mut sections = serde_yaml::Mapping::new();
         for (key, value) in yaml::pairs(text).map_err(|m| invalid(origin, m))? {
+            if decube::SECTIONS.contains(&key.as_str()) {
+                sections.insert(key.into(), value);
+                continue;
+            }
             draft.set(&key, &value).map_err(|m| {
                 let line = yaml::line_of(text, &key).map_or(String::new(), |l| format!(" at line {l}"));
                 invalid(origin, format!("`{key}`{line}: {m}"))
@@ -259,7 +287,11 @@ impl Config {
                 draft.set(key.name, &value).map_err(|m| invalid("the environment", format!("{name}: {m}")))?;
             }
         }
-        let config = draft.finish().and_then(check::checked).map_err(|m| invalid(origin, m))?;
+        let decube = Decube::parse(&sections, env).map_err(|m| {
+            // The environment's variables name themselves.
+            invalid(if m.starts_with("DECUBE_") { "the environment" } else { origin }, m)
+        })?;
+        let config = draft.finish(decube).and_then(check::checked).map_err(|m| invalid(origin, m))?;
         Ok(config)
     }
 

@@ -1,5 +1,6 @@
 //! Reading the file: keys and values of the top level, with lines for messages.
 
+use super::decube;
 use super::keys::known_keys;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_yaml::Value;
@@ -78,7 +79,7 @@ impl Visitor<'_> for KnownKey<'_> {
         f.write_str("a key")
     }
     fn visit_str<E: de::Error>(self, key: &str) -> Result<String, E> {
-        let why = if !known_keys().iter().any(|k| k.name == key) {
+        let why = if !known_keys().iter().any(|k| k.name == key) && !decube::SECTIONS.contains(&key) {
             let shown: String = key.chars().take(60).collect();
             format!("unknown key `{shown}`{{line}}; {}", suggestion(key))
         } else if self.seen.iter().any(|(k, _)| k == key) {
