@@ -13,6 +13,7 @@ pub mod payload;
 pub mod plane;
 pub mod recorder;
 pub mod runtime;
+pub mod snapshots;
 pub mod store;
 pub mod tape;
 pub mod transport;
