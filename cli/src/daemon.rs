@@ -100,6 +100,13 @@ fn run_inner(config: &Config, start: Start) -> Result<()> {
     abort_on_panic();
     tracing::info!("icecluster version: {}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
 
+    if config.force_new_cluster {
+        let words = "-force-new-cluster: this node's copy of the control plane's store becomes a new cluster, of which it is the only \
+                     member. What the others acknowledged and this copy does not hold is gone; they are refused until they start with \
+                     empty `data` and `backing`. Start this node without the flag from now on";
+        tracing::warn!("{words}");
+        eprintln!("icecluster: {words}");
+    }
     let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for strange in ice_host::config::unknown_variables(variables) {
         tracing::warn!("the environment: {strange}");

@@ -7,6 +7,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod dev;
 mod disks;
+mod faces;
 pub mod logging;
 pub mod program;
 pub mod start;

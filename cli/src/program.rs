@@ -18,6 +18,10 @@ struct Args {
     /// Configuration file; empty for built-in defaults
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: OsString,
+    /// After the loss of most members for good: this node goes on alone, as a new cluster, with what its copy of the control plane's
+    /// store holds. For one start, on one node only; docs/control-plane.md says how
+    #[arg(long)]
+    force_new_cluster: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -45,7 +49,10 @@ pub fn main(start: Start) -> ExitCode {
         None => {}
     }
     match Config::load(Path::new(&args.config)) {
-        Ok(config) => ExitCode::from(daemon::run(&config, start)),
+        Ok(config) => {
+            let config = Config { force_new_cluster: args.force_new_cluster, ..config };
+            ExitCode::from(daemon::run(&config, start))
+        }
         Err(error) => {
             eprintln!("icecluster: {error}");
             if matches!(&error, ConfigError::NotFound(path) if path.as_os_str() == DEFAULT_PATH) {

@@ -2,6 +2,7 @@
 
 use crate::daemon::{Handle, Running};
 use crate::disks::Disks;
+use crate::faces::{Faces, Serving};
 use anyhow::{Context, Result};
 use ice_core::event::Admin;
 use ice_core::rng::Seed;
@@ -12,8 +13,9 @@ use ice_host::identity::DataDir;
 use ice_host::log::{LogLane, Options as LogOptions};
 use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
 use ice_host::payload::PayloadPool;
-use ice_host::plane::Router;
+use ice_host::plane::{Parts, Plane, Router};
 use ice_host::runtime::Runtime;
+use ice_host::snapshots::{Chores, Schedule, Snapshots};
 use ice_host::tape::{Recorder, Ring};
 use ice_host::transport::Transport;
 use ice_host::transport::url::BaseUrl;
@@ -30,6 +32,10 @@ use std::time::{Duration, Instant};
 
 /// Threads of the async runtime. Disk work has threads of its own.
 const RUNTIME_THREADS: usize = 2;
+/// How long a node that stops waits for another to lead the control plane.
+const RESIGN_LIMIT: Duration = Duration::from_secs(1);
+/// After so long a node should have found the cluster of the control plane.
+const CLUSTER_LIMIT: Duration = Duration::from_secs(60);
 
 /// A node at work.
 struct Node<R> {
@@ -44,6 +50,8 @@ struct Node<R> {
     cluster: Arc<EngineCluster>,
     data: Arc<Mutex<DataDir>>,
     ring: Option<Arc<Ring>>,
+    plane: Arc<Plane>,
+    faces: Option<Serving>,
     _disks: Disks,
     runtime: R,
 }
@@ -81,7 +89,9 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let bound = runtime.block_on(Bound::new(runtime.clone(), &config.bind.to_string()))?;
     let address = bound.local_addr();
     let urls = config.advertised(address.port())?;
+    let faces = runtime.block_on(Faces::bind(&runtime, config))?;
     let mut protocol = core_config(config, &found.data, urls.clone());
+    protocol.clients = faces.client_urls(config, &urls);
     if config.tls.is_some() {
         let (usable, plain): (Vec<String>, Vec<String>) =
             protocol.join.into_iter().partition(|u| u.starts_with("https:"));
@@ -147,6 +157,26 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
             None
         }
     };
+    let snapshots = Snapshots::open(config.data.join("snapshots"), config.decube.snapshot_compression)
+        .context("cannot use the directory of snapshots")?;
+    let pause = runtime.clone();
+    let plane = Plane::new(Parts {
+        engine: Arc::clone(&engine),
+        router: watchers,
+        name: config.node_id.clone(),
+        data: config.data.clone(),
+        store: config.data.join("tree.redb"),
+        pause: Box::new(move |span| Box::pin(pause.sleep_until(pause.now() + span))),
+    });
+    let chores = Chores {
+        schedule: config.decube.snapshot_every.map(|every| Schedule { every, kept: config.decube.snapshots_kept }),
+        history: config.decube.history,
+    };
+    runtime.spawn(chores.run(runtime.clone(), Arc::downgrade(&plane), Arc::new(snapshots)));
+    for open in faces.notes(config) {
+        tracing::warn!("{open}");
+        notes.push(open);
+    }
     let outside: Arc<dyn Vfs> = Arc::new(volume.outside());
     let when = ReadyWhen { synced: config.ready_require_sync, peer: config.ready_require_peer };
     let disks = Disks::watch(config).context("cannot watch the disks")?;
@@ -165,6 +195,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let files = Arc::new(VfsFiles::new(outside));
     let routes = router(Rt::new(runtime.clone()), files, Arc::clone(&cluster) as _, net.clone(), api);
     let server = bound.serve(routes, tls_server, limits);
+    let faces = faces.serve(&runtime, &plane, config);
     cluster.open(true);
     tracing::info!("http listening on {}", server.local_addr());
     tracing::info!("advertised as {}", urls.join(", "));
@@ -181,6 +212,8 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         cluster,
         data,
         ring,
+        plane,
+        faces: Some(faces),
         _disks: disks,
         runtime,
     }))
@@ -276,9 +309,17 @@ fn troubles(
     skew_max: Duration,
     disks: impl Fn() -> Vec<String> + Send + Sync + 'static,
 ) -> Box<dyn Fn() -> Vec<String> + Send + Sync> {
+    let since = Instant::now();
     Box::new(move || {
         let mut words = start.clone();
         words.extend(volume.status().troubles);
+        let clusterless = || engine.view(|v| v.control().is_some_and(|c| c.raft().cluster() == 0));
+        if since.elapsed() > CLUSTER_LIMIT && clusterless() {
+            words.push(
+                "the control plane has not begun: no node of those that are connected has founded it (let one start without `join`, or                  let all name the same members in the same order)"
+                    .into(),
+            );
+        }
         words.extend(disks());
         for p in engine.view(|v| v.status()).peers {
             let skew = Duration::from_nanos(p.clock_skew_ns.map_or(0, i64::unsigned_abs));
@@ -290,6 +331,25 @@ fn troubles(
     })
 }
 
+impl<R: Runtime> Node<R> {
+    /// Hands the lead of the control plane to another member, where there is one that can have it.
+    fn resign(&self, limit: Duration) {
+        let others = self.engine.view(|v| v.control().is_some_and(|c| c.raft().membership().1.voters.len() > 1));
+        if !others || !self.plane.leads() {
+            return;
+        }
+        self.engine.admin(Admin::Resign);
+        let end = Instant::now() + limit;
+        while self.plane.leads() {
+            if Instant::now() >= end {
+                tracing::info!("no other member took over the lead of the control plane");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 impl<R: Runtime> Running for Node<R> {
     fn dump(&self) -> Result<PathBuf> {
         let ring = self.ring.as_ref().context("`trace_ring` is 0: nothing is recorded")?;
@@ -298,6 +358,7 @@ impl<R: Runtime> Running for Node<R> {
 
     fn stop(mut self: Box<Self>, deadline: Instant) -> Result<()> {
         let left = |most: Duration| deadline.saturating_duration_since(Instant::now()).min(most);
+        self.resign(left(RESIGN_LIMIT));
         if let Some(mount) = self.mount.take()
             && let Err(e) = mount.unmount(left(Duration::from_secs(4)))
         {
@@ -308,7 +369,15 @@ impl<R: Runtime> Running for Node<R> {
         self.volume.stop();
         self.engine.admin(Admin::Stop);
         if let Some(server) = self.server.take() {
-            let stopping = server.stop();
+            let faces = self.faces.take();
+            let stopping = async {
+                let faces = async {
+                    if let Some(faces) = faces {
+                        faces.stop().await;
+                    }
+                };
+                futures::join!(server.stop(), faces)
+            };
             let limit = left(Duration::from_secs(2));
             if self.runtime.block_on(self.runtime.timeout(limit, stopping)).is_err() {
                 tracing::warn!("some HTTP requests did not end in time");
@@ -321,6 +390,7 @@ impl<R: Runtime> Running for Node<R> {
         }
         self.lanes.close();
         let synced = self.log.sync_blocking();
+        drop(self.plane);
         drop(self.engine);
         synced.context("the log could not be made durable")?;
         // What peers changed here was not synced one by one: without this a loss of power after the stop would look, at the

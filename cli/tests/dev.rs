@@ -183,6 +183,12 @@ fn a_tree_appears_everywhere_and_a_killed_node_catches_up() {
     let home = ice_testing::tempdir();
     let dir = home.path().canonicalize().unwrap().join("cluster");
     let mut dev = Dev::start(&dir, 21000, &[]);
+    let said = fs::read_to_string(&dev.said).unwrap();
+    for (i, what) in [0, 1, 2].iter().flat_map(|i| ["etcd", "rest", "grpc"].map(|what| (*i, what))) {
+        let address = dev.text(i, what);
+        assert!(said.contains(&format!("{what:<9}{address}\n")), "{what} of node {i}: {said}");
+        std::net::TcpStream::connect(address).unwrap_or_else(|e| panic!("{what} of node {i} at {address}: {e}"));
+    }
     fill(&dev.at(0));
     fs::hard_link(dev.at(0).join("a/file8"), dev.at(0).join("a/b/same")).unwrap();
     until_equal(&dev, &[0, 1, 2]);

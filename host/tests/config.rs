@@ -97,6 +97,7 @@ fn every_key_is_understood() {
         jwt_audience: Some("us".into()),
         autopilot_dead_after: Duration::from_secs(3600),
         decube: Decube::default(),
+        force_new_cluster: false,
     };
     assert_eq!(c, want);
     assert!(!format!("{c:?}").contains("s3cret"), "the token must not reach a log");

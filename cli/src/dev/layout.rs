@@ -3,12 +3,15 @@
 use super::Options;
 use crate::daemon;
 use anyhow::{Context, Result, bail};
-use ice_host::config::Config;
+use ice_host::config::{BindAddr, Config};
 use ice_host::volume::HIDDEN_NAME;
 use rustix::process::Pid;
 use serde_json::json;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+
+/// What the control plane's listeners are called.
+const FACES: [&str; 3] = ["etcd", "rest", "grpc"];
 
 /// Which runtimes the nodes use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -27,6 +30,8 @@ pub struct NodeFiles {
     pub name: String,
     /// Base URL.
     pub url: String,
+    /// Where the control plane is served, by what it is called; nothing that is switched off.
+    pub faces: Vec<(&'static str, BindAddr)>,
     /// Configuration file.
     pub config: PathBuf,
     /// Its output.
@@ -105,12 +110,20 @@ impl Layout {
                 nodes.push(NodeFiles {
                     name,
                     url,
+                    faces: vec![],
                     config,
                     log: home.join("log"),
                     data: home.join("data"),
                     backing: home.join("backing"),
                     mount: mount.then(|| home.join("mount")),
                 });
+            }
+        }
+        // All HTTP ports first, so that they follow each other.
+        for node in nodes.iter_mut().filter(|n| !n.config.exists()) {
+            for what in FACES {
+                let port = free_port(options.port, &mut taken)?;
+                node.faces.push((what, BindAddr { host: Ipv4Addr::LOCALHOST.to_string(), port }));
             }
         }
         for (i, node) in nodes.iter().enumerate().filter(|(_, n)| !n.config.exists()) {
@@ -133,10 +146,14 @@ impl Layout {
     pub fn write_summary(&self, pids: &[Option<u32>]) -> Result<()> {
         let nodes: Vec<_> = std::iter::zip(&self.nodes, pids)
             .map(|(n, pid)| {
-                json!({
+                let mut node = json!({
                     "name": n.name, "pid": pid, "url": n.url, "config": n.config, "log": n.log, "data": n.data,
                     "backing": n.backing, "mount": n.mount,
-                })
+                });
+                for (what, at) in &n.faces {
+                    node[*what] = at.to_string().into();
+                }
+                node
             })
             .collect();
         let path = self.dir.join("cluster.json");
@@ -182,7 +199,7 @@ fn free_port(first: u16, taken: &mut Vec<u16>) -> Result<u16> {
 }
 
 fn config_text(node: &NodeFiles, runtime: &str, join: &str) -> Result<String> {
-    let value = json!({
+    let mut value = json!({
         "node_id": node.name,
         "bind": node.url.trim_start_matches("http://"),
         "advertise": node.url,
@@ -195,6 +212,13 @@ fn config_text(node: &NodeFiles, runtime: &str, join: &str) -> Result<String> {
         "keepalive": "1s",
         "keepalive_failures": 9,
     });
+    for (what, at) in &node.faces {
+        let at = at.to_string();
+        match *what {
+            "etcd" => value["node"] = json!({ "listen_address": at }),
+            face => value["api"][face] = json!({ "enabled": true, "address": at }),
+        }
+    }
     let text = serde_yaml::to_string(&value).context("configuration")?;
     Ok(format!("# Written by `icecluster dev`, which keeps it as it is when it starts this directory again.\n{text}"))
 }
@@ -203,9 +227,12 @@ fn existing(name: &str, home: &Path, config: PathBuf) -> Result<NodeFiles> {
     let parsed = Config::load(&config)?;
     let urls = parsed.advertised(parsed.bind.port)?;
     let Some(url) = urls.into_iter().next() else { bail!("{}: no address to reach it by", config.display()) };
+    let decube = &parsed.decube;
+    let faces = std::iter::zip(FACES, [&decube.etcd, &decube.rest, &decube.grpc]);
     Ok(NodeFiles {
         name: name.to_owned(),
         url,
+        faces: faces.filter_map(|(what, at)| Some((what, at.clone()?))).collect(),
         log: home.join("log"),
         data: parsed.data,
         backing: parsed.backing,

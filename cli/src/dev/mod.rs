@@ -161,6 +161,9 @@ impl Cluster {
                 say!("    mount    {}", mount.display());
             }
             say!("    backing  {}", node.backing.display());
+            for (what, at) in &node.faces {
+                say!("    {what:<9}{at}");
+            }
             say!("    config   {}", node.config.display());
             say!("    log      {}", node.log.display());
         }
@@ -168,6 +171,9 @@ impl Cluster {
         say!("\nTry:");
         say!("    cp -r /etc/ssl {}/       # and look into the others", first.directory().display());
         say!("    {} -base {} status", program("icectl").display(), first.url);
+        if let Some((_, at)) = first.faces.iter().find(|(what, _)| *what == "etcd") {
+            say!("    ETCDCTL_API=3 etcdctl --endpoints=http://{at} put greeting hello");
+        }
         if let (Some(last), Some(Some(child))) = (self.layout.nodes.last(), self.children.last()) {
             say!(
                 "    kill -9 {}               # {} is gone; go on working, then bring it back:",
@@ -277,7 +283,8 @@ fn spawn(node: &NodeFiles) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     // Settings for all nodes at once, such as a data directory, could only do harm.
     for (name, _) in std::env::vars_os() {
-        let ours = name.as_encoded_bytes().starts_with(b"ICECLUSTER_");
+        let bytes = name.as_encoded_bytes();
+        let ours = bytes.starts_with(b"ICECLUSTER_") || bytes.starts_with(b"DECUBE_");
         if ours && name != LOG_VARIABLE {
             command.env_remove(name);
         }

@@ -22,6 +22,7 @@ pub struct Node {
     pub port: u16,
     process: Option<Process>,
     extra: String,
+    flags: Vec<String>,
     joins: Vec<u16>,
     token: String,
 }
@@ -34,7 +35,7 @@ pub struct Cluster {
 
 /// Ports that nobody listens on, and that the system gives to no outgoing connection by itself. Each process of tests begins
 /// elsewhere.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let start = std::process::id().wrapping_mul(97);
     let candidates =
@@ -88,6 +89,7 @@ impl Cluster {
                     port: ports[i],
                     process: None,
                     extra: extra.to_owned(),
+                    flags: vec![],
                     joins: ports.iter().copied().filter(|p| *p != ports[i]).collect(),
                     token: extra
                         .lines()
@@ -157,6 +159,11 @@ impl Node {
         self.extra = extra.to_owned();
     }
 
+    /// Flags of the next starts.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|f| (*f).to_owned()).collect();
+    }
+
     pub fn write_config(&self) {
         let join: Vec<String> = self.joins.iter().map(|p| format!("{}://127.0.0.1:{p}", self.scheme())).collect();
         let d = self.dir.display();
@@ -187,7 +194,7 @@ impl Node {
         if !wrapper.is_empty() {
             command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_icecluster"));
         }
-        command.arg("-config").arg(self.config_file()).stdout(file("stdout")).stderr(file("stderr"));
+        command.arg("-config").arg(self.config_file()).args(&self.flags).stdout(file("stdout")).stderr(file("stderr"));
         self.process = Some(Process::spawn_for(&mut command, NODE_LIMIT));
     }
 

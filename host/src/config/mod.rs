@@ -160,6 +160,9 @@ pub struct Config {
     pub autopilot_dead_after: Duration,
     /// What DeCube's sections say of the control plane. What has a key of its own has been moved there.
     pub decube: Decube,
+    /// Not a key, since it is meant for one start: the control plane's quorum is lost for good, and this replica goes on alone, as
+    /// another cluster.
+    pub force_new_cluster: bool,
 }
 
 impl Default for Config {
@@ -199,6 +202,7 @@ impl Default for Config {
             jwt_audience: None,
             autopilot_dead_after: Duration::from_secs(300),
             decube: Decube::default(),
+            force_new_cluster: false,
         }
     }
 }

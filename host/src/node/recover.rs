@@ -6,6 +6,7 @@ use crate::payload::PayloadPool;
 use crate::store::{Store, StoreError};
 use ice_core::action::LogRecord;
 use ice_core::config::{Config as CoreConfig, Ending, Recovered};
+use ice_core::control::Config as ControlConfig;
 use ice_core::ids::InodeId;
 use ice_core::node::Loading;
 use ice_core::op::OpBody;
@@ -163,13 +164,39 @@ fn suspects(log: &[(u64, LogRecord)]) -> BTreeSet<InodeId> {
     found
 }
 
+fn control(config: &Config, found: bool) -> ControlConfig {
+    let span = |d: std::time::Duration| Span(d.as_nanos().min(u128::from(u64::MAX)) as u64);
+    let mut c = ControlConfig { found, rescue: config.force_new_cluster, ..ControlConfig::default() };
+    c.heartbeat = config.decube.heartbeat.map_or(c.heartbeat, span);
+    if let Some(election) = config.decube.election {
+        (c.election, c.jitter) = (span(election), span(election));
+    }
+    if config.decube.quota_bytes > 0 {
+        c.quota_bytes = config.decube.quota_bytes;
+    }
+    c.autopilot.dead_after = span(config.autopilot_dead_after);
+    c
+}
+
+/// Whether a node without a past founds the control plane's cluster, rather than wait until it is taken in. Of nodes that are
+/// told to join each other one does: the first, if each has the same list of all of them; the one with the least address, if each
+/// names only the others. Should more than one begin all the same, those that hold nothing give way when they meet.
+fn founds(join: &[String], own: &[String]) -> bool {
+    match join.iter().position(|u| own.contains(u)) {
+        Some(at) => at == 0,
+        None => join.is_empty() || own.first().is_some_and(|own| join.iter().all(|u| own < u)),
+    }
+}
+
 /// The protocol's settings.
 pub fn core_config(config: &Config, data: &DataDir, urls: Vec<String>) -> CoreConfig {
     let nanos = |d: std::time::Duration| d.as_nanos().min(u128::from(u64::MAX)) as u64;
     let mut c = CoreConfig::new(data.replica(), &config.node_id);
     c.incarnation = data.incarnation();
+    let founds = founds(&config.join, &urls);
+    c.join = config.join.iter().filter(|u| !urls.contains(u)).cloned().collect();
     c.urls = urls;
-    c.join = config.join.clone();
+    c.control = Some(control(config, founds));
     c.ack = config.ack;
     // Signs of life are cheap and far more frequent than what an operator thinks of, because they also carry acknowledgements: a peer
     // is down when eight phi of silence have passed, with signs so frequent that this is the configured time, or more phi where that
@@ -183,4 +210,24 @@ pub fn core_config(config: &Config, data: &DataDir, urls: Vec<String>) -> CoreCo
     // A connection that breaks and cannot be made again is no silence: the first refusal decides.
     c.dial_failures = 1;
     c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_those_that_join_each_other_begins() {
+        let list = |urls: &[&str]| urls.iter().map(|u| (*u).to_owned()).collect::<Vec<_>>();
+        let all = ["http://b:1", "http://a:1", "http://c:1"];
+        let founders = |join_of: &dyn Fn(&str) -> Vec<String>| {
+            all.iter().filter(|own| founds(&join_of(own), &list(&[own]))).copied().collect::<Vec<_>>()
+        };
+        // The same list everywhere; only the others; the first alone; a chain.
+        assert_eq!(founders(&|_| list(&all)), ["http://b:1"]);
+        assert_eq!(founders(&|own| list(&all).into_iter().filter(|u| u != own).collect()), ["http://a:1"]);
+        assert_eq!(founders(&|own| if own == "http://a:1" { vec![] } else { list(&["http://a:1"]) }), ["http://a:1"]);
+        assert!(!founds(&list(&["http://a:1", "http://b:1"]), &list(&["http://x:1", "http://b:1"])));
+        assert!(!founds(&list(&["http://a:1"]), &[]) && founds(&[], &list(&["http://x:1"])));
+    }
 }
