@@ -290,6 +290,27 @@ pub trait ControlPlane: Send + Sync + 'static {
         freshness: Freshness,
         look: impl FnOnce(&Store) -> T + Send + 'static,
     ) -> impl Future<Output = Result<(T, Head)>> + Send;
+    /// This node, as the owner of locks: what it owns goes when it is declared down, and when it starts anew.
+    fn replica(&self) -> ReplicaId;
+    /// The node of this name, this one included; `None` if no member is called so.
+    fn replica_of(&self, name: &str) -> Option<ReplicaId>;
+    /// Takes a lock by [`LockAction::Acquire`] or [`LockAction::Lock`], the `wait` of which is filled in here. Where others stand
+    /// before it, it waits in their queue until it is served, for as long as `patience`, and until `give_up` ends.
+    ///
+    /// The wait survives changes of the leader, and leaves no trace: when `patience` is over or `give_up` has ended it is
+    /// withdrawn, and only when the store has confirmed that, the answer is [`Refused::Timeout`]. A grant that came before the
+    /// withdrawal is the answer instead. If the store cannot be asked any more, the answer is another of [`Refused`], and whether
+    /// the lock is held is not known. Dropping the future withdraws the wait, too, and what is granted nevertheless is given back
+    /// ([`give_back`]), some time later.
+    ///
+    /// Errors: [`Error::Locked`] of the store where it is held by others and `patience` is zero; [`Error::Deadlock`] and
+    /// whatever else the store says; [`Refused`] as of [`ControlPlane::propose`].
+    fn lock<G: Future<Output = ()> + Send>(
+        &self,
+        action: LockAction,
+        patience: Duration,
+        give_up: G,
+    ) -> impl Future<Output = Result<Grant>> + Send;
     /// A new set of watches.
     fn watches(&self) -> Self::Watches;
     /// A sign of life of a lease, at the leader wherever that is: the seconds that it has now. [`Error::LeaseNotFound`] if it
@@ -297,12 +318,6 @@ pub trait ControlPlane: Send + Sync + 'static {
     fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<u64>> + Send;
     /// What time a lease has left, at the leader wherever that is.
     fn lease_time(&self, lease: LeaseId) -> impl Future<Output = Result<LeaseTime>> + Send;
-    /// Takes a lock ([`LockAction::Acquire`] or [`LockAction::Lock`]; with `patience` its `wait` is filled in), and waits in its queue for up
-    /// to `patience`; zero: not at all. Dropping the future withdraws the wait. [`Refused::Store`] says why it cannot be had,
-    /// [`Refused::Timeout`] that `patience` is over.
-    fn lock(&self, action: LockAction, patience: Duration) -> impl Future<Output = Result<Grant>> + Send;
-    /// This node, as locks know it.
-    fn replica(&self) -> ReplicaId;
     /// A number that nobody else draws: for ids that the proposer chooses. Positive as an `i64`.
     fn new_id(&self) -> u64;
     /// A secret that all members share and no client sees, by which one member knows the tokens of another.
@@ -334,4 +349,10 @@ pub trait ControlPlane: Send + Sync + 'static {
     fn snapshot_restore(&self, id: String, unchecked: bool) -> impl Future<Output = Result<u64>> + Send;
     /// Forgets one and removes its bytes. `false`: there was none.
     fn snapshot_forget(&self, id: String) -> impl Future<Output = Result<bool>> + Send;
+}
+
+/// What gives a lock back that was granted to somebody who does not wait any more. `None`: there is nothing to give back, for
+/// the holder had the lock before, or this is no request for one.
+pub fn give_back(action: &LockAction, grant: &Grant) -> Option<LockAction> {
+    action.give_back(grant)
 }

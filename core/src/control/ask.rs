@@ -23,7 +23,8 @@ pub enum Ask {
     KeepAlive(LeaseId),
     /// How much time a lease has left. Answered [`Answer::Time`].
     LeaseTime(LeaseId),
-    /// Takes a lock ([`LockAction::Acquire`] or [`LockAction::Lock`]; `wait` in it is filled in here), and waits for it as long as the
+    /// Takes a lock ([`LockAction::Acquire`] or [`LockAction::Lock`]; `wait` in it is filled in if
+    /// it is none; otherwise it is this node's, and new), and waits for it as long as the
     /// request may take. Answered [`Answer::Granted`]. Whoever gives up, or whose time is over, gives back what comes after
     /// that.
     Lock(LockAction),

@@ -21,11 +21,15 @@ pub(super) struct Wait {
 impl Control {
     /// Asks for a lock.
     pub(super) fn lock(&mut self, mut action: LockAction, token: OpToken) -> Result<WaitId, Refused> {
-        let wait = WaitId { replica: self.me, number: self.number() };
-        match &mut action {
-            LockAction::Acquire(a) => a.wait = Some(wait),
-            LockAction::Lock(l) => l.wait = Some(wait),
+        let fresh = WaitId { replica: self.me, number: self.number() };
+        let place = match &mut action {
+            LockAction::Acquire(a) => &mut a.wait,
+            LockAction::Lock(l) => &mut l.wait,
             _ => return Err(Refused::Store(Error::InvalidLock)),
+        };
+        let wait = *place.get_or_insert(fresh);
+        if wait.replica != self.me || self.waits.contains_key(&wait) {
+            return Err(Refused::Store(Error::InvalidLock));
         }
         let command = Command::node(Action::Lock(action.clone()));
         self.admit(&command)?;
@@ -63,14 +67,9 @@ impl Control {
         match w.token {
             Some(token) => self.answer(token, Answer::Granted(grant), fx),
             None => {
-                let back = match w.action {
-                    LockAction::Acquire(a) => {
-                        LockAction::Release { name: a.name.into(), holder: a.holder, token: grant.token }
-                    }
-                    LockAction::Lock(l) => LockAction::Unlock { file: l.file, owner: l.owner, span: l.span },
-                    _ => return,
-                };
-                self.queue.push_back((Command::node(Action::Lock(back)), For::Nobody));
+                if let Some(back) = w.action.give_back(&grant) {
+                    self.queue.push_back((Command::node(Action::Lock(back)), For::Nobody));
+                }
             }
         }
     }

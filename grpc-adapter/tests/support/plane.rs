@@ -1,15 +1,18 @@
-//! A control plane of one, in memory: the store under a mutex, with clocks and histories kept in the simplest way that can be.
+//! A control plane in memory: the store under a mutex, with clocks and histories kept in the simplest way that can be. It has one
+//! member, beside which others may stand that share its store.
 
 use bytes::Bytes;
 use futures::StreamExt;
+use ice_core::ids::ReplicaId;
 use ice_core::kv::command::{Action, Command, SnapshotRecord};
 use ice_core::kv::keys::KeyRange;
 use ice_core::kv::lease::LeaseId;
+use ice_core::kv::lock::{Grant, LockAction, LockAnswer, WaitId};
 use ice_core::kv::range::{KeyValue, RangeRequest};
-use ice_core::kv::{Answer, Error, Store};
+use ice_core::kv::{Answer, Effect, Error, Store};
 use ice_host::control::{
     Applied, ControlPlane, Event, Follower, Freshness, Head, Ids, LeaseTime, Member, MemberChange, Refused, Result,
-    Snapshot, Status, WatchNews, WatchRequest, Watches,
+    Snapshot, Status, WatchNews, WatchRequest, Watches, give_back,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +28,11 @@ pub const LEASE_MIN_S: u64 = 1;
 const EVENTS_MAX: usize = 64;
 const QUOTA_BYTES: u64 = 64 << 20;
 
-pub struct Plane(Arc<Inner>);
+/// The names of the nodes, the first one's replica being 1.
+pub const NAMES: [&str; 3] = ["one", "two", "three"];
+
+/// A node's view of it.
+pub struct Plane(Arc<Inner>, ReplicaId);
 
 pub struct Inner {
     state: Mutex<State>,
@@ -34,10 +41,14 @@ pub struct Inner {
     pub leaderless: AtomicBool,
     /// Proposals wait for ever.
     pub stuck: AtomicBool,
+    /// Signs of life of leases.
+    pub keep_alives: AtomicU64,
 }
 
 struct State {
     store: Store,
+    /// Requests for locks that wait, and what was said of them.
+    waits: BTreeMap<WaitId, Option<std::result::Result<Grant, Error>>>,
     index: u64,
     deadlines: BTreeMap<LeaseId, Instant>,
     history: Vec<(u64, Vec<Arc<Event>>)>,
@@ -63,6 +74,7 @@ impl Plane {
         let inner = Arc::new(Inner {
             state: Mutex::new(State {
                 store: Store::new(),
+                waits: BTreeMap::new(),
                 index: 0,
                 deadlines: BTreeMap::new(),
                 history: vec![],
@@ -74,10 +86,31 @@ impl Plane {
             ids: AtomicU64::new(0x7000),
             leaderless: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            keep_alives: AtomicU64::new(0),
         });
         let weak = Arc::downgrade(&inner);
         std::thread::spawn(move || expire(&weak));
-        Arc::new(Plane(inner))
+        Arc::new(Plane(inner, ReplicaId(1)))
+    }
+
+    /// Another node with the same store, by its place in [`NAMES`].
+    pub fn beside(&self, node: usize) -> Arc<Plane> {
+        assert!(node < NAMES.len());
+        Arc::new(Plane(self.0.clone(), ReplicaId(node as u64 + 1)))
+    }
+
+    /// A named lock, without asking anybody.
+    pub fn take_named(&self, name: &str, holder: &str) {
+        let (name, holder) = (name.as_bytes().to_vec(), holder.to_owned());
+        let lease = LeaseId(0);
+        let ask = ice_core::kv::lock::named::Acquire { name, holder, replica: self.1, lease, at_ms: 1, wait: None };
+        self.0.lock().apply(&Command::node(Action::Lock(LockAction::Acquire(ask)))).unwrap();
+    }
+
+    /// A node is declared down, or starts anew.
+    pub fn ends(&self, node: usize) {
+        let replica = ReplicaId(node as u64 + 1);
+        self.0.lock().apply(&Command::node(Action::Lock(LockAction::EndReplica { replica }))).unwrap();
     }
 
     pub fn inner(&self) -> &Inner {
@@ -109,6 +142,8 @@ fn expire(inner: &Weak<Inner>) {
         std::thread::sleep(Duration::from_millis(20));
         let Some(inner) = inner.upgrade() else { return };
         let mut state = inner.lock();
+        // Whose patience is over looks at the clock.
+        state.wakers.drain(..).for_each(Waker::wake);
         let now = Instant::now();
         let ids: Vec<LeaseId> = state.deadlines.iter().filter(|(_, t)| **t <= now).map(|(id, _)| *id).collect();
         if !ids.is_empty() {
@@ -144,6 +179,16 @@ impl State {
         self.index += 1;
         let outcome = self.store.apply(self.index, command);
         self.remember(&before);
+        for effect in &outcome.effects {
+            let (wait, said) = match effect {
+                Effect::LockGranted { wait, grant } => (wait, Ok(*grant)),
+                Effect::LockRefused { wait, error } => (wait, Err(error.clone())),
+                _ => continue,
+            };
+            if let Some(place) = self.waits.get_mut(wait) {
+                *place = Some(said);
+            }
+        }
         match (&command.action, &outcome.result) {
             (Action::LeaseGrant { .. }, Ok(Answer::Lease { id, ttl_s })) => {
                 self.deadlines.insert(*id, Instant::now() + Duration::from_secs(*ttl_s));
@@ -266,6 +311,40 @@ impl Watches for TestWatches {
     }
 }
 
+/// Somebody who waits for a lock. Whoever drops it leaves nothing of it behind.
+struct LockWait {
+    inner: Arc<Inner>,
+    wait: WaitId,
+    action: LockAction,
+    over: bool,
+}
+
+impl LockWait {
+    /// What was said meanwhile, or that nothing will be said any more.
+    fn withdraw(&mut self) -> Result<Grant> {
+        self.over = true;
+        let mut state = self.inner.lock();
+        let cancel = Command::node(Action::Lock(LockAction::Cancel { wait: self.wait }));
+        // A cancellation is refused by nobody.
+        let _ = state.apply(&cancel);
+        match state.waits.remove(&self.wait).flatten() {
+            Some(said) => Ok(said?),
+            None => Err(Refused::Timeout),
+        }
+    }
+}
+
+impl Drop for LockWait {
+    fn drop(&mut self) {
+        if !self.over
+            && let Ok(grant) = self.withdraw()
+            && let Some(back) = give_back(&self.action, &grant)
+        {
+            let _ = self.inner.lock().apply(&Command::node(Action::Lock(back)));
+        }
+    }
+}
+
 fn checksum(bytes: &[u8]) -> String {
     format!("crc32c:{:08x}", bytes.iter().fold(0u32, |h, b| h.rotate_left(5) ^ u32::from(*b)))
 }
@@ -282,7 +361,51 @@ impl ControlPlane for Plane {
         Ids { cluster: CLUSTER, member: MEMBER }
     }
     fn name(&self) -> String {
-        "one".into()
+        NAMES[self.1.0 as usize - 1].into()
+    }
+    fn replica(&self) -> ReplicaId {
+        self.1
+    }
+    fn replica_of(&self, name: &str) -> Option<ReplicaId> {
+        NAMES.iter().position(|n| *n == name).map(|at| ReplicaId(at as u64 + 1))
+    }
+    async fn lock<G: Future<Output = ()> + Send>(
+        &self,
+        mut action: LockAction,
+        patience: Duration,
+        give_up: G,
+    ) -> Result<Grant> {
+        let wait = WaitId { replica: self.1, number: self.new_id() };
+        let waits = (!patience.is_zero()).then_some(wait);
+        match &mut action {
+            LockAction::Acquire(a) => a.wait = waits,
+            LockAction::Lock(l) => l.wait = waits,
+            other => panic!("not a request for a lock: {other:?}"),
+        }
+        self.0.lock().waits.insert(wait, None);
+        let mut waiting = LockWait { inner: self.0.clone(), wait, action: action.clone(), over: false };
+        match self.propose(Command::node(Action::Lock(action))).await?.answer {
+            Answer::Lock(LockAnswer::Granted(grant)) => {
+                waiting.over = true;
+                self.0.lock().waits.remove(&wait);
+                return Ok(grant);
+            }
+            Answer::Lock(LockAnswer::Waiting) => {}
+            other => panic!("{other:?}"),
+        }
+        let until = Instant::now() + patience;
+        let mut give_up = std::pin::pin!(give_up);
+        std::future::poll_fn(|cx| {
+            let over = give_up.as_mut().poll(cx).is_ready() || Instant::now() >= until;
+            let mut state = self.0.lock();
+            if over || state.waits.get(&wait).is_none_or(Option::is_some) {
+                return Poll::Ready(());
+            }
+            state.wakers.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        waiting.withdraw()
     }
     fn head(&self) -> Head {
         self.0.lock().head()
@@ -329,6 +452,7 @@ impl ControlPlane for Plane {
     }
     async fn keep_alive(&self, lease: LeaseId) -> Result<u64> {
         self.0.led()?;
+        self.0.keep_alives.fetch_add(1, Ordering::SeqCst);
         let mut state = self.0.lock();
         let ttl_s = state.store.lease(lease).ok_or(Error::LeaseNotFound { id: lease })?.ttl_s();
         state.deadlines.insert(lease, Instant::now() + Duration::from_secs(ttl_s));
@@ -346,19 +470,6 @@ impl ControlPlane for Plane {
     }
     async fn token_secret(&self) -> Result<[u8; 32]> {
         Ok([7; 32])
-    }
-    async fn lock(
-        &self,
-        action: ice_core::kv::lock::LockAction,
-        _patience: Duration,
-    ) -> Result<ice_core::kv::lock::Grant> {
-        match self.propose(Command::node(Action::Lock(action))).await?.answer {
-            Answer::Lock(ice_core::kv::lock::LockAnswer::Granted(grant)) => Ok(grant),
-            other => Err(Refused::Failed(format!("{other:?}"))),
-        }
-    }
-    fn replica(&self) -> ice_core::ids::ReplicaId {
-        ice_core::ids::ReplicaId(MEMBER)
     }
     async fn members(&self, _freshness: Freshness) -> Result<Vec<Member>> {
         Ok(self.0.lock().members.clone())

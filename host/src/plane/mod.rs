@@ -12,20 +12,23 @@ use crate::control::{
     Status,
 };
 use crate::engine::Engine;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either, select};
 use ice_core::control::{Answer, Ask, Control, Refused as Why};
 use ice_core::ids::ReplicaId;
 use ice_core::kv::command::{Action, AlarmKind, Command, SnapshotRecord};
 use ice_core::kv::lease::LeaseId;
-use ice_core::kv::lock::{Grant, LockAction, LockAnswer};
+use ice_core::kv::lock::{Grant, LockAction, LockAnswer, WaitId};
 use ice_core::kv::{self, Store};
 use ice_core::raft::{Reason, Role};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A request that needs a quorum is answered after this at the latest.
 pub const REQUEST_MAX: Duration = Duration::from_secs(7);
+/// Nobody waits longer for a lock.
+const PATIENCE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A member that was not heard for so long is not connected.
 const CONNECTED: Duration = Duration::from_millis(1200);
 
@@ -304,18 +307,51 @@ impl ControlPlane for Plane {
         spool::take(Arc::clone(&self.parts.engine), &self.parts.data, id, cursor).await
     }
 
-    async fn lock(&self, action: LockAction, patience: Duration) -> Result<Grant> {
+    async fn lock<G: Future<Output = ()> + Send>(
+        &self,
+        mut action: LockAction,
+        patience: Duration,
+        give_up: G,
+    ) -> Result<Grant> {
+        let wait = WaitId { replica: self.me, number: self.new_id() };
+        match &mut action {
+            LockAction::Acquire(a) => a.wait = (!patience.is_zero()).then_some(wait),
+            LockAction::Lock(l) => l.wait = (!patience.is_zero()).then_some(wait),
+            _ => return Err(Refused::Store(kv::Error::InvalidLock)),
+        }
         if patience.is_zero() {
             return match self.propose(Command::node(Action::Lock(action))).await?.answer {
                 kv::Answer::Lock(LockAnswer::Granted(grant)) => Ok(grant),
                 other => Err(Refused::Failed(format!("an unexpected answer: {other:?}"))),
             };
         }
-        match self.parts.engine.control(Ask::Lock(action), patience).await {
+        let patience = patience.min(PATIENCE_MAX);
+        let asked = pin!(self.parts.engine.control(Ask::Lock(action), patience + REQUEST_MAX));
+        let give_up = pin!(give_up);
+        let over = pin!(select((self.parts.pause)(patience), give_up));
+        let granted = |answer| match answer {
             Answer::Granted(grant) => Ok(grant),
             Answer::Refused(why) => Err(refused(why)),
             other => Err(odd(&other)),
+        };
+        match select(asked, over).await {
+            Either::Left((answer, _)) => granted(answer),
+            Either::Right((_, asked)) => {
+                let cancel = Command::node(Action::Lock(LockAction::Cancel { wait }));
+                match self.propose(cancel).await?.answer {
+                    kv::Answer::Lock(LockAnswer::Cancelled { found: true }) => Err(Refused::Timeout),
+                    // It was served, or refused, before: the answer is there, or on its way.
+                    _ => granted(asked.await),
+                }
+            }
         }
+    }
+
+    fn replica_of(&self, name: &str) -> Option<ReplicaId> {
+        self.parts.engine.view(|v| {
+            let own = v.member(self.me).filter(|m| m.name == name).map(|m| m.replica);
+            own.or_else(|| v.members().find(|m| m.name == name).map(|m| m.replica))
+        })
     }
 
     fn replica(&self) -> ReplicaId {

@@ -108,6 +108,19 @@ pub enum LockAction {
 }
 
 impl LockAction {
+    /// What gives a lock back that was granted to somebody who does not wait any more. `None`: there is nothing to give back, for
+    /// the holder had the lock before, or this is no request for one.
+    pub fn give_back(&self, grant: &Grant) -> Option<LockAction> {
+        match self {
+            // A holder who asks again keeps the time since when he has it.
+            LockAction::Acquire(a) if a.at_ms == grant.since_ms => {
+                Some(LockAction::Release { name: a.name.clone().into(), holder: a.holder.clone(), token: grant.token })
+            }
+            LockAction::Lock(l) => Some(LockAction::Unlock { file: l.file.clone(), owner: l.owner, span: l.span }),
+            _ => None,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), Error> {
         let text = |holder: &str| holder.is_empty() || holder.len() > limits::LOCK_NAME_MAX_BYTES;
         let bad = match self {
