@@ -19,7 +19,9 @@ fn usage_mistakes_exit_with_2_and_say_what_is_wrong() {
         (&["repair", "-mode", "sideways"], "sideways"),
         (&["peers", "-timeout", "5"], "missing unit"),
         (&["peers", "-base", "ftp://x"], "neither http nor https"),
-        (&["lock", "-path", "x"], "unknown command: lock"),
+        (&["lock", "-path", "x"], "missing -holder"),
+        (&["unlock", "-holder", "h"], "missing -path"),
+        (&["lock", "-path", "x", "-holder", "h", "-ttl", "5"], "missing unit"),
     ] {
         let ran = run(args);
         assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
@@ -87,6 +89,65 @@ fn peers_health_and_stats_print_the_lines_of_old() {
     node.with(|s| s.fixed.insert("/health".into(), (503, "no".into())));
     let sick = run(&["-base", &base, "health"]);
     assert_eq!((sick.code, sick.out.as_str()), (1, "503 Service Unavailable\n"));
+}
+
+/// Also fault 23 of the original, which called a refusal a success.
+#[test]
+fn locks_print_the_lines_of_old_and_refusals_are_failures() {
+    let node = Fake::start();
+    let url = node.url();
+    let icectl = |args: &[&str]| run(&[&["-base", &url], args].concat());
+    let last = || node.with(|s| s.log.last().cloned()).unwrap();
+    let answers = |status: u16, body: &str| {
+        node.with(|s| {
+            for route in ["/v1/lock", "/v1/unlock"] {
+                s.fixed.insert(route.into(), (status, body.into()));
+            }
+        });
+    };
+    answers(204, "");
+    node.with(|s| s.headers = vec![("fencing-token", "17"), ("lock-since", "2026-01-02T03:04:05.6Z")]);
+    let lock = icectl(&["lock", "-path", "/a b&c", "-holder", "ho=lder"]);
+    assert_eq!((lock.code, lock.out.as_str(), lock.err.as_str()), (0, "204 No Content\n", ""));
+    assert_eq!(last(), "POST /v1/lock?path=/a%20b%26c&holder=ho%3Dlder");
+    let lock = icectl(&["-json", "lock", "-path", "x", "-holder", "h", "-wait", "2s", "-ttl", "1m30s"]);
+    assert_eq!(last(), "POST /v1/lock?path=x&holder=h&ttl=1m30s&wait=2s");
+    let json: serde_json::Value = serde_json::from_str(&lock.out).unwrap();
+    assert_eq!(json, serde_json::json!({"status": 204, "token": 17, "since": "2026-01-02T03:04:05.6Z"}));
+    let unlock = icectl(&["unlock", "-path", "x", "-holder", "h"]);
+    assert_eq!(
+        (unlock.code, unlock.out.as_str(), last().as_str()),
+        (0, "204 No Content\n", "POST /v1/unlock?path=x&holder=h")
+    );
+
+    answers(409, r#"{"error":"locked","message":"locked by another holder"}"#);
+    for command in ["lock", "unlock"] {
+        let refused = icectl(&[command, "-path", "x", "-holder", "h"]);
+        assert_eq!((refused.code, refused.out.as_str()), (1, ""), "{command}");
+        assert_eq!(refused.err, "error: 409 Conflict\n  locked by another holder\n");
+    }
+
+    let ago = |s: u64| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        ice_host::time::rfc3339((now.as_millis() as u64).saturating_sub(s * 1000))
+    };
+    let list = serde_json::json!([
+        {"path": "/a", "holder": "h\u{1b}1", "since": ago(3_600_000), "token": 3},
+        {"path": "/b", "holder": "h2", "since": "2200-01-01T00:00:00Z", "token": 4, "ttl": "1m0s"},
+    ]);
+    node.with(|s| s.fixed.insert("/v1/locks".into(), (200, list.to_string())));
+    let locks = icectl(&["locks"]);
+    let lines: Vec<&str> = locks.out.lines().collect();
+    // Hours ago, whatever the seconds.
+    let (path_and_holder, age) = lines[0].rsplit_once('\t').unwrap();
+    assert_eq!(path_and_holder, "/a\th\\u{1b}1");
+    assert!(age.starts_with("1000h") && age.ends_with('s'), "{age}");
+    assert_eq!(lines[1..], ["/b\th2\t0s"]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&icectl(&["-json", "locks"]).out).unwrap(), list);
+    node.with(|s| s.fixed.insert("/v1/locks".into(), (503, "{}".into())));
+    let refused = icectl(&["locks"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.starts_with("error: 503 Service Unavailable\n"), "{}", refused.err);
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod server;
 mod vfs_files;
 
 pub use api::path::RelPath;
-pub use api::{ApiConfig, Cluster, router};
+pub use api::{ApiConfig, Cluster, router, router_with_locks};
 pub use cluster::{EngineCluster, ReadyWhen};
 pub use ice_serve::{Rt, TlsClient, TlsServer};
 pub use peer::{Net, NetConfig};

@@ -6,6 +6,7 @@
 mod client;
 mod compare;
 mod io;
+mod locks;
 mod repair;
 mod show;
 mod transfer;
@@ -96,6 +97,32 @@ enum Command {
         #[arg(long)]
         path: OsString,
     },
+    /// Take the lock on a path, for the whole cluster; the same holder gets it again
+    Lock {
+        /// Path in the cluster; it need not exist
+        #[arg(long)]
+        path: OsString,
+        /// Who wants it
+        #[arg(long)]
+        holder: OsString,
+        /// Queue for so long if somebody else has it, as in 30s; without it that is a refusal at once
+        #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+        wait: Option<Duration>,
+        /// It ends by itself unless it is taken again by the same holder within so long
+        #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+        ttl: Option<Duration>,
+    },
+    /// Give the lock on a path back; only its holder can
+    Unlock {
+        /// Path in the cluster
+        #[arg(long)]
+        path: OsString,
+        /// Who has it
+        #[arg(long)]
+        holder: OsString,
+    },
+    /// List all locks: path, holder, and for how long it has been held
+    Locks,
     /// Show what was sent to each peer
     Stats,
     /// Compare the files of all nodes; exit code 1 if they differ
@@ -220,6 +247,9 @@ fn run(args: Args, out: &mut dyn Write) -> Result<u8> {
         Command::Get { path } => transfer::get(s, &path),
         Command::Put { path, ack } => transfer::put(s, &path, ack.as_deref()),
         Command::Del { path } => transfer::del(s, &path),
+        Command::Lock { path, holder, wait, ttl } => locks::lock(s, &path, &holder, wait, ttl),
+        Command::Unlock { path, holder } => locks::unlock(s, &path, &holder),
+        Command::Locks => locks::locks(s),
         Command::Stats => show::stats(s, args.reset_stats),
         Command::Consistency => compare::consistency(s),
         Command::Repair { mode, source } => repair::repair(s, mode, source.as_deref()),

@@ -26,8 +26,10 @@ pub struct State {
     pub files: BTreeMap<String, File>,
     pub peers: Vec<String>,
     pub token: Option<String>,
-    /// Fixed answers to `GET`: path (without query) to status and body.
+    /// Fixed answers, to any method: path (without query) to status and body.
     pub fixed: BTreeMap<String, (u16, String)>,
+    /// Headers of those.
+    pub headers: Vec<(&'static str, &'static str)>,
     /// `METHOD target` of every request, in order.
     pub log: Vec<String>,
     /// Digests of uploads are kept instead of their bytes from this many bytes on.
@@ -121,10 +123,10 @@ fn reply(status: u16, body: impl Into<Bytes>) -> Answer {
 async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Answer {
     let (head, mut body) = request.into_parts();
     let target = head.uri.to_string();
-    let (token, fixed, silent) = {
+    let (token, fixed, headers, silent) = {
         let mut s = state.lock().unwrap();
         s.log.push(format!("{} {target}", head.method));
-        (s.token.clone(), s.fixed.get(head.uri.path()).cloned(), s.silent)
+        (s.token.clone(), s.fixed.get(head.uri.path()).cloned(), s.headers.clone(), s.silent)
     };
     if silent {
         futures::future::pending::<()>().await;
@@ -134,7 +136,11 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Answer 
         return reply(401, "");
     }
     if let Some((status, body)) = fixed {
-        return reply(status, body);
+        let mut answer = reply(status, body);
+        for (name, value) in headers {
+            answer.headers_mut().insert(name, value.parse().unwrap());
+        }
+        return answer;
     }
     let query = head.uri.query().unwrap_or_default();
     let path = query.split('&').find_map(|p| p.strip_prefix("path=")).unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use super::conditional::{self, Current, Verdict};
 use super::error::Failure;
+use super::locks::{deletable, writing};
 use super::path::{RelPath, path_param, text_param};
 use super::range::{self, Ranges};
 use super::{App, Shared};
@@ -241,9 +242,15 @@ pub(super) async fn write(
         return Err(Failure::bad_request("content_range", "parts of files cannot be written"));
     }
     let allowed = allows(request.headers());
-    let upload = begin(&app, path, &allowed).await?;
+    let upload = begin(&app, path.clone(), &allowed).await?;
     let upload = receive(&app, upload, request.into_body()).await?;
-    let committed = app.rt.blocking(move || upload.commit(&allowed)).await.map_err(Failure::internal)??;
+    let writing = writing(app.locking.as_ref(), &path).await?;
+    let commit = move || {
+        let committed = upload.commit(&allowed);
+        drop(writing);
+        committed
+    };
+    let committed = app.rt.blocking(commit).await.map_err(Failure::internal)??;
     let Some(meta) = committed else { return Err(precondition_failed()) };
     acknowledged(&app, ack).await?;
     Ok((StatusCode::NO_CONTENT, [(header::ETAG, quoted(&meta.etag)?)]).into_response())
@@ -291,6 +298,7 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, Failure> {
     let path = path_param(query.as_deref())?;
     let ack = ack_param(query.as_deref())?;
+    deletable(app.locking.as_ref(), &path).await?;
     let (files, allowed) = (app.files.clone(), allows(&headers));
     let removed = app.rt.blocking(move || files.remove(&path, &allowed)).await.map_err(Failure::internal)??;
     if !removed {

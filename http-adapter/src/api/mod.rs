@@ -4,6 +4,7 @@ mod conditional;
 pub(crate) mod error;
 mod file;
 mod guard;
+mod locks;
 pub(crate) mod node;
 pub(crate) mod path;
 mod range;
@@ -18,6 +19,7 @@ use axum::routing::{any, delete, get, post};
 use error::Failure;
 use ice_core::action::Refused;
 use ice_core::event::{Ack, Admin};
+use ice_host::locks::Locking;
 use ice_serve::Rt;
 use serde_json::Value;
 use std::sync::Arc;
@@ -63,6 +65,7 @@ pub(crate) struct App {
     files: Arc<dyn FileService>,
     cluster: Arc<dyn Cluster>,
     net: Net,
+    locking: Option<Locking>,
     config: ApiConfig,
     /// Requests that wait for other nodes.
     waiting: Arc<AtomicUsize>,
@@ -70,9 +73,21 @@ pub(crate) struct App {
 
 type Shared = Arc<App>;
 
-/// All routes. `net` contributes the peers' ones and the counters.
+/// All routes of a node without a control plane. `net` contributes the peers' ones and the counters.
 pub fn router(rt: Rt, files: Arc<dyn FileService>, cluster: Arc<dyn Cluster>, net: Net, config: ApiConfig) -> Router {
-    let app = Arc::new(App { rt, files, cluster, net, config, waiting: Arc::default() });
+    router_with_locks(rt, files, cluster, net, config, None)
+}
+
+/// All routes. Without `locking` there are no locks: those who ask for one are told why.
+pub fn router_with_locks(
+    rt: Rt,
+    files: Arc<dyn FileService>,
+    cluster: Arc<dyn Cluster>,
+    net: Net,
+    config: ApiConfig,
+    locking: Option<Locking>,
+) -> Router {
+    let app = Arc::new(App { rt, files, cluster, net, locking, config, waiting: Arc::default() });
     Router::new()
         .route("/health", any(node::health))
         .route("/ready", any(node::ready))
@@ -92,6 +107,13 @@ pub fn router(rt: Rt, files: Arc<dyn FileService>, cluster: Arc<dyn Cluster>, ne
         )
         .route("/v1/stats", get(node::stats).fallback(only_get))
         .route("/v1/stats/reset", post(node::stats_reset).fallback(only_post))
+        .route("/v1/lock", post(locks::lock).put(locks::lock).fallback(only_post_or_put))
+        .route("/v1/unlock", post(locks::unlock).merge(delete(locks::unlock)).fallback(only_post_or_delete))
+        .route("/v1/locks", get(locks::list).fallback(only_get))
+        .route(
+            "/v1/locks/release_by_holder",
+            post(locks::release_by_holder).merge(delete(locks::release_by_holder)).fallback(only_post_or_delete),
+        )
         .route("/v1/file", get(file::read).put(file::write).delete(file::remove).fallback(only_file))
         .with_state(app.clone())
         .merge(peer::routes(&app.net))

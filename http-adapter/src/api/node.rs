@@ -123,7 +123,7 @@ pub(super) async fn stats_reset(State(app): State<Shared>) -> StatusCode {
 }
 
 /// A name or path in JSON. What is not UTF-8 is shown as well as possible, with its bytes percent-encoded in `raw`.
-fn named(key: &str, bytes: &[u8], mut entry: Value) -> Value {
+pub(super) fn named(key: &str, bytes: &[u8], mut entry: Value) -> Value {
     entry[key] = String::from_utf8_lossy(bytes).into();
     if std::str::from_utf8(bytes).is_err() {
         entry["raw"] = percent_encode(bytes, NON_ALPHANUMERIC).to_string().into();

@@ -12,10 +12,11 @@ use ice_core::event::{Ack, Admin, Event};
 use ice_core::ids::InodeId;
 use ice_core::time::Stamp;
 use ice_host::digest::{BLOCK_BYTES, Blocks};
+use ice_host::locks::Locking;
 use ice_host::payload::PayloadPool;
 use ice_host::runtime::Runtime;
 use ice_host::transport::{ContentStore, Fetch, Sink, Staged, VersionReader, differing};
-use ice_http::{ApiConfig, Bound, Limits, Net, NetConfig, Rt, Server, TlsServer, router};
+use ice_http::{ApiConfig, Bound, Limits, Net, NetConfig, Rt, Server, TlsServer, router_with_locks};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io;
@@ -243,6 +244,7 @@ pub struct Setup {
     /// As a node with TLS is.
     pub https_only: bool,
     pub limits: Limits,
+    pub locking: Option<Locking>,
 }
 
 /// A whole HTTP side of a node, over a temporary directory.
@@ -278,7 +280,8 @@ impl<R: Runtime> Node<R> {
             ack_timeout: Duration::from_secs(1),
             limits: setup.limits,
         };
-        let routes = router(Rt::new(runtime.clone()), files, cluster.clone(), net.clone(), api);
+        let rt = Rt::new(runtime.clone());
+        let routes = router_with_locks(rt, files, cluster.clone(), net.clone(), api, setup.locking);
         let bound = runtime.block_on(Bound::new(runtime.clone(), "127.0.0.1:0")).unwrap();
         let address = bound.local_addr();
         let certificate =
