@@ -10,6 +10,7 @@ use ice_fuse::{Mount, MountOptions, Passthrough};
 use ice_host::config::{Config, RuntimeKind};
 use ice_host::engine::{Engine, Pressure};
 use ice_host::identity::DataDir;
+use ice_host::locks::{LockService, Locking, Options as LockOptions};
 use ice_host::log::{LogLane, Options as LogOptions};
 use ice_host::node::{FileActions, Lanes, core_config, log_dir, recover};
 use ice_host::payload::PayloadPool;
@@ -23,7 +24,7 @@ use ice_host::vfs::Vfs;
 use ice_host::volume::{Options as VolumeOptions, Volume};
 use ice_http::{
     ApiConfig, Bound, EngineCluster, Limits, Net, NetConfig, ReadyWhen, Rt, Server, TlsClient, TlsServer, VfsFiles,
-    router,
+    router_with_locks,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -159,6 +160,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     };
     let snapshots = Snapshots::open(config.data.join("snapshots"), config.decube.snapshot_compression)
         .context("cannot use the directory of snapshots")?;
+    let snapshots = Arc::new(snapshots);
     let pause = runtime.clone();
     let plane = Plane::new(Parts {
         engine: Arc::clone(&engine),
@@ -166,13 +168,14 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         name: config.node_id.clone(),
         data: config.data.clone(),
         store: config.data.join("tree.redb"),
+        snapshots: Arc::clone(&snapshots),
         pause: Box::new(move |span| Box::pin(pause.sleep_until(pause.now() + span))),
     });
     let chores = Chores {
         schedule: config.decube.snapshot_every.map(|every| Schedule { every, kept: config.decube.snapshots_kept }),
         history: config.decube.history,
     };
-    runtime.spawn(chores.run(runtime.clone(), Arc::downgrade(&plane), Arc::new(snapshots)));
+    runtime.spawn(chores.run(runtime.clone(), Arc::downgrade(&plane), snapshots));
     for open in faces.notes(config) {
         tracing::warn!("{open}");
         notes.push(open);
@@ -193,7 +196,15 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let limits = Limits { connections, peer_places: connections / 8, ..Limits::default() };
     let api = ApiConfig { token, names: names(config, &urls), notes, ack_timeout: config.ack_timeout, limits };
     let files = Arc::new(VfsFiles::new(outside));
-    let routes = router(Rt::new(runtime.clone()), files, Arc::clone(&cluster) as _, net.clone(), api);
+    let lock_options = LockOptions {
+        node: config.node_id.clone(),
+        timeout: Duration::from_secs(5),
+        retry: Duration::from_millis(300),
+    };
+    let locks = LockService::new(Arc::clone(&plane), runtime.clone(), lock_options);
+    let locking = Locking { locks: Arc::new(locks), on_write: false, delete_while_locked: false };
+    let cluster_api = Arc::clone(&cluster) as _;
+    let routes = router_with_locks(Rt::new(runtime.clone()), files, cluster_api, net.clone(), api, Some(locking));
     let server = bound.serve(routes, tls_server, limits);
     let faces = faces.serve(&runtime, &plane, config);
     cluster.open(true);

@@ -201,6 +201,7 @@ impl Node {
             router,
             name: name.clone(),
             store: data.join("tree.redb"),
+            snapshots: Arc::new(ice_host::snapshots::Snapshots::open(data.join("snapshots"), true).unwrap()),
             data,
             pause,
         };
@@ -227,6 +228,12 @@ impl Node {
 
     fn digest(&self) -> (u64, u128) {
         self.engine.view(|v| v.control().map(|c| (c.store().applied(), c.store().digest())).unwrap())
+    }
+
+    fn keys(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let everything = RangeRequest { key: vec![0], end: vec![0], ..RangeRequest::default() };
+        let all = |s: &ice_core::kv::Store| s.range(&everything).unwrap().kvs;
+        self.plane.look_now(all).unwrap().0.into_iter().map(|kv| (kv.key, kv.value)).collect()
     }
 
     fn voters(&self) -> usize {
@@ -467,6 +474,18 @@ fn a_snapshot_is_the_store() {
     let mut bent = bytes.clone();
     bent[bytes.len() / 2] ^= 1;
     assert!(ice_host::plane::load(&mut &bent[..]).is_err());
+    // Kept, and put back.
+    let (digest, keep) = (nodes[1].keys(), nodes[1].plane.snapshot_keep("before".into(), vec![]));
+    let kept = block_on(keep).unwrap();
+    assert_eq!(kept.revision, nodes[1].plane.head().revision);
+    (0..50).for_each(|i| assert!(nodes[0].put(&format!("k{i}"), "other").unwrap() > 1));
+    assert!(nodes[2].put("more", "x").unwrap() > 1);
+    until("it is here, too", || nodes[1].keys() != digest && nodes[1].get("more").unwrap().is_some());
+    assert!(matches!(block_on(nodes[0].plane.snapshot_restore(kept.id.clone(), false)), Err(Refused::Failed(_))));
+    block_on(nodes[1].plane.snapshot_restore(kept.id.clone(), false)).unwrap();
+    assert_eq!(nodes[1].keys(), digest);
+    assert_eq!(block_on(nodes[1].plane.snapshot_forget(kept.id.clone())), Ok(true));
+    assert_eq!(block_on(nodes[1].plane.snapshot_forget(kept.id)), Ok(false));
     nodes.into_iter().for_each(Node::kill);
 }
 

@@ -1,5 +1,6 @@
 //! A node's part of the control plane, as its network faces see it: [`ControlPlane`] over the engine.
 
+mod kept;
 mod members;
 mod spool;
 mod watch;
@@ -12,6 +13,7 @@ use crate::control::{
     Status,
 };
 use crate::engine::Engine;
+use crate::snapshots::Snapshots;
 use futures::future::{BoxFuture, Either, select};
 use ice_core::control::{Answer, Ask, Control, Refused as Why};
 use ice_core::ids::ReplicaId;
@@ -44,6 +46,8 @@ pub struct Parts {
     pub data: PathBuf,
     /// The checkpoint's file.
     pub store: PathBuf,
+    /// Where snapshots are kept.
+    pub snapshots: Arc<Snapshots>,
     /// Ends after so long: the runtime's.
     pub pause: Pause,
 }
@@ -300,11 +304,7 @@ impl ControlPlane for Plane {
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {
-        let (id, cursor) = match self.ask(Ask::SnapshotBegin).await? {
-            Answer::Snapshot { id, cursor } => (id, cursor),
-            other => return Err(odd(&other)),
-        };
-        spool::take(Arc::clone(&self.parts.engine), &self.parts.data, id, cursor).await
+        Ok(self.take().await?.0)
     }
 
     async fn lock<G: Future<Output = ()> + Send>(
@@ -358,19 +358,19 @@ impl ControlPlane for Plane {
         self.me
     }
 
-    async fn snapshot_keep(&self, _name: String, _metadata: Vec<(String, String)>) -> Result<SnapshotRecord> {
-        Err(Refused::Unsupported("snapshots are not kept by this node"))
+    async fn snapshot_keep(&self, name: String, metadata: Vec<(String, String)>) -> Result<SnapshotRecord> {
+        self.keep(name, metadata).await
     }
 
-    async fn snapshot_open(&self, _id: String) -> Result<Snapshot> {
-        Err(Refused::Unsupported("snapshots are not kept by this node"))
+    async fn snapshot_open(&self, id: String) -> Result<Snapshot> {
+        self.open(&id).await
     }
 
-    async fn snapshot_restore(&self, _id: String, _unchecked: bool) -> Result<u64> {
-        Err(Refused::Unsupported("snapshots are not kept by this node"))
+    async fn snapshot_restore(&self, id: String, unchecked: bool) -> Result<u64> {
+        self.restore(&id, unchecked).await
     }
 
-    async fn snapshot_forget(&self, _id: String) -> Result<bool> {
-        Err(Refused::Unsupported("snapshots are not kept by this node"))
+    async fn snapshot_forget(&self, id: String) -> Result<bool> {
+        self.forget(&id).await
     }
 }

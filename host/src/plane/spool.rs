@@ -23,8 +23,13 @@ const PORTION_BYTES: usize = 64 * 1024;
 const MAGIC: &[u8; 16] = b"icecluster kv 1\n";
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// Reads the snapshot `id` from the beginning and ends it.
-pub(super) async fn take(engine: Arc<Engine>, dir: &Path, id: SnapshotId, cursor: SnapshotCursor) -> Result<Snapshot> {
+/// Reads the snapshot `id` from the beginning and ends it. Answers the store's revision in it, too.
+pub(super) async fn take(
+    engine: Arc<Engine>,
+    dir: &Path,
+    id: SnapshotId,
+    cursor: SnapshotCursor,
+) -> Result<(Snapshot, u64)> {
     let (tx, rx) = oneshot::channel();
     let dir = dir.to_path_buf();
     let work = move || {
@@ -35,17 +40,17 @@ pub(super) async fn take(engine: Arc<Engine>, dir: &Path, id: SnapshotId, cursor
     };
     let thread = std::thread::Builder::new().name("ice-snapshot".into()).spawn(work);
     thread.map_err(|e| Refused::Failed(format!("no thread for a snapshot: {e}")))?;
-    let (file, bytes) = rx.await.map_err(|_| Refused::Failed("the snapshot's thread ended".into()))??;
-    Ok(Snapshot { bytes, chunks: Box::pin(portions(file, bytes)) })
+    let (file, bytes, revision) = rx.await.map_err(|_| Refused::Failed("the snapshot's thread ended".into()))??;
+    Ok((Snapshot { bytes, chunks: Box::pin(portions(file, bytes)) }, revision))
 }
 
 fn failed(e: &io::Error) -> Refused {
     Refused::Failed(format!("a snapshot cannot be written: {e}"))
 }
 
-fn write(engine: &Engine, dir: &Path, mut cursor: SnapshotCursor) -> Result<(File, u64)> {
+fn write(engine: &Engine, dir: &Path, mut cursor: SnapshotCursor) -> Result<(File, u64, u64)> {
     let mut file = unnamed(dir).map_err(|e| failed(&e))?;
-    let mut bytes = 0;
+    let (mut bytes, mut revision) = (0, 0);
     let mut put = |part: &[u8]| {
         bytes += part.len() as u64;
         file.write_all(part).map_err(|e| failed(&e))
@@ -57,16 +62,17 @@ fn write(engine: &Engine, dir: &Path, mut cursor: SnapshotCursor) -> Result<(Fil
             .ok_or(Refused::Unsupported("this node has no part in the control plane"))?
             .map_err(|_| Refused::Failed("too much was changed during the snapshot: try again".into()))?;
         let Some(chunk) = chunk else { break };
+        revision = chunk.revision;
         let encoded = ice_core::wire::encode(&chunk);
         put(&(encoded.len() as u64).to_le_bytes())?;
         put(&encoded)?;
     }
     file.rewind().map_err(|e| failed(&e))?;
-    Ok((file, bytes))
+    Ok((file, bytes, revision))
 }
 
 /// A file without a name: it goes with its last descriptor.
-fn unnamed(dir: &Path) -> io::Result<File> {
+pub(super) fn unnamed(dir: &Path) -> io::Result<File> {
     let mut tail = [0; 8];
     crate::identity::random(&mut tail)?;
     let path = dir.join(format!("snapshot-{:016x}.tmp", u64::from_le_bytes(tail)));
