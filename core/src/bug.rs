@@ -98,6 +98,11 @@ pub enum Bug {
 }
 
 impl Bug {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Bug> {
+        Bug::ALL.into_iter().chain(Bug::STORE).chain(Bug::CONSENSUS)
+    }
+
     /// Those that the simulator finds.
     pub const ALL: [Bug; 22] = [
         Bug::SkipSync,

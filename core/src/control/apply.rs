@@ -148,8 +148,15 @@ impl Control {
             }
         };
         let outcomes = self.store.apply_all(index, &proposal.entry.commands);
-        let waiting = if proposal.origin == self.me { self.batches.remove(&proposal.number) } else { None };
-        let mut waiting = waiting.map(|b| b.waiting).unwrap_or_default().into_iter();
+        let mine = proposal.origin == self.me && proposal.number >= self.born;
+        let batch = if mine { self.batches.remove(&proposal.number) } else { None };
+        let waiting = match batch {
+            Some(b) => b.waiting,
+            // It was given up when a snapshot came. A lock that nobody waits for any more is given back.
+            None if mine => proposal.entry.commands.iter().map(|c| self.forsaken(c)).collect(),
+            None => Vec::new(),
+        };
+        let mut waiting = waiting.into_iter();
         let term = self.raft.term();
         for outcome in outcomes {
             self.lessor.effects(&self.store, &outcome.effects, now);
@@ -169,7 +176,7 @@ impl Control {
                 For::Kept { from, number, ttl_s } if outcome.result.is_ok() => {
                     self.reply(from, number, Ok(CallAnswer::Kept(ttl_s)), fx);
                 }
-                For::Kept { .. } | For::Nobody => {}
+                For::Kept { .. } | For::Office | For::Nobody => {}
             }
             for effect in outcome.effects {
                 match effect {

@@ -137,12 +137,14 @@ pub enum Refused {
 pub enum Message {
     /// Consensus.
     Raft(raft::Message),
-    /// Commands for the leader of this term. It takes each number of a sender once in its term, and none below `low`.
+    /// Commands for the leader of this term. It takes each number of a sender once in its term, in order, and none below `low`.
     Propose {
         /// Only whoever leads in this term takes it.
         term: Term,
         /// The sender no longer waits for anything before this number.
         low: u64,
+        /// The sender's last one before it that it still waits for; 0: there is none.
+        after: u64,
         /// The sender's number.
         number: u64,
         /// A [`Proposal`].

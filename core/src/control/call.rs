@@ -171,6 +171,8 @@ impl Control {
         self.lessor.demote();
         self.taken.clear();
         self.changing.clear();
+        self.ended.clear();
+        self.resign_commands();
         debug_assert!(self.raft.role() != Role::Leader, "only then");
     }
 }

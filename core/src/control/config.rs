@@ -1,6 +1,6 @@
 //! Settings of the control plane.
 
-use crate::limits::KV_QUOTA_BYTES;
+use crate::limits::{KV_QUOTA_BYTES, RAFT_PIECE_MAX_BYTES};
 use crate::raft::autopilot;
 use crate::time::Span;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,10 @@ pub struct Config {
     pub autopilot: autopilot::Settings,
     /// Bytes that the store may take; beyond it writing is refused and the alarm raised. 0: no limit.
     pub quota_bytes: u64,
+    /// Entries that are kept for members that lag, though the store no longer needs them; who lacks more gets a snapshot.
+    pub keep_entries: u64,
+    /// Bytes in one piece of a snapshot, at most [`RAFT_PIECE_MAX_BYTES`].
+    pub piece_bytes: usize,
 }
 
 impl Default for Config {
@@ -35,6 +39,8 @@ impl Default for Config {
             jitter: Span::ms(600),
             autopilot: autopilot::Settings::default(),
             quota_bytes: KV_QUOTA_BYTES,
+            keep_entries: 10_000,
+            piece_bytes: RAFT_PIECE_MAX_BYTES,
         }
     }
 }

@@ -48,8 +48,24 @@ impl Control {
         }
         if let Some(w) = self.waits.get_mut(&wait) {
             w.token = None;
-            self.queue.push_back((Command::node(Action::Lock(LockAction::Cancel { wait })), For::Withdrawal(wait)));
+            self.cancel_wait(wait);
         }
+    }
+
+    fn cancel_wait(&mut self, wait: WaitId) {
+        self.queue.push_back((Command::node(Action::Lock(LockAction::Cancel { wait })), For::Withdrawal(wait)));
+    }
+
+    /// A command of this node was applied that nobody waits for any more.
+    pub(super) fn forsaken(&mut self, command: &Command) -> For {
+        let wait = match &command.action {
+            Action::Lock(LockAction::Acquire(a)) => a.wait,
+            Action::Lock(LockAction::Lock(l)) => l.wait,
+            _ => None,
+        };
+        let (Some(wait), Action::Lock(action)) = (wait, &command.action) else { return For::Nobody };
+        self.waits.entry(wait).or_insert_with(|| Wait { action: action.clone(), token: None });
+        For::Lock(wait)
     }
 
     /// What became of the command that asked for it.
@@ -57,7 +73,13 @@ impl Control {
         match result {
             Ok(kv::Answer::Lock(LockAnswer::Granted(grant))) => self.lock_granted(wait, grant, fx),
             // An effect will say more.
-            Ok(_) => {}
+            Ok(_) => {
+                let queued = |c: &Control| c.queue.iter().any(|(_, w)| *w == For::Withdrawal(wait));
+                let sent = |c: &Control| c.batches.values().any(|b| b.waiting.contains(&For::Withdrawal(wait)));
+                if self.waits.get(&wait).is_some_and(|w| w.token.is_none()) && !queued(self) && !sent(self) {
+                    self.cancel_wait(wait);
+                }
+            }
             Err(why) => self.lock_refused(wait, why, fx),
         }
     }
@@ -85,16 +107,17 @@ impl Control {
         self.waits.remove(&wait);
     }
 
-    /// A snapshot took the place of entries that nobody here has seen: what they did to locks shows in the store.
-    pub(super) fn look_up_waits(&mut self, fx: &mut Effects) {
+    /// A snapshot took the place of entries that nobody here has seen: what they did to locks shows in the store. `anew`: everything that
+    /// this node holds there is about to go.
+    pub(super) fn look_up_waits(&mut self, anew: bool, fx: &mut Effects) {
         let queued = |c: &Control, wait| c.queue.iter().any(|(_, w)| *w == For::Lock(wait));
         let unsent = |c: &Control, wait| c.batches.values().any(|b| b.waiting.contains(&For::Lock(wait)));
         let all: Vec<WaitId> = self.waits.keys().copied().collect();
         for wait in all {
-            if queued(self, wait) || unsent(self, wait) || self.store.locks().is_waiting(wait) {
+            if queued(self, wait) || unsent(self, wait) || !anew && self.store.locks().is_waiting(wait) {
                 continue;
             }
-            let held = self.waits.get(&wait).and_then(|w| self.store.locks().held_by(&w.action));
+            let held = self.waits.get(&wait).filter(|_| !anew).and_then(|w| self.store.locks().held_by(&w.action));
             match held {
                 Some(grant) => self.lock_granted(wait, grant, fx),
                 None => {

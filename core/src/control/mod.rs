@@ -12,6 +12,12 @@
 //! term before an entry of a later term has been applied here: terms never go down along the log, so if the proposal has not
 //! been seen by then, it never will be. A leader commits an entry of its own term as soon as it can, so this takes no longer than
 //! the election. Only a snapshot hides what became of a proposal; its outcome is then reported as unknown.
+//!
+//! A node's proposals are taken in their order: none before the one before it is in the log of the same term, or settled. So what a node
+//! asks for later never overtakes what it asked for first, and a lock cannot be given back before it was asked for.
+//!
+//! What only a leader may decide (that a lease has ended, that a member is down) it decides for its own term: where it has not come
+//! into the log by then, it is forgotten together with the office.
 
 mod apply;
 mod ask;
@@ -125,6 +131,8 @@ pub struct Control {
     lessor: Lessor,
     /// The next number of this node for proposals, calls and waits; never used again, across restarts.
     next: u64,
+    /// The first of them since this node started.
+    born: u64,
     /// The next number for what consensus is asked.
     next_request: u64,
     open: BTreeMap<OpToken, Open>,
@@ -142,7 +150,7 @@ pub struct Control {
     /// Changes of the membership that are in the log: entry, term, for whom.
     changing: Vec<(Index, Term, ReplicaId, u64)>,
     waits: BTreeMap<WaitId, Wait>,
-    /// Members whose locks were told to end, while they are down.
+    /// As a leader: members whose locks were told to end, while they are down.
     ended: BTreeSet<ReplicaId>,
     autopilot_at: Instant,
     /// Records of the log lane that are not durable: their number, the ticket of consensus.
@@ -166,6 +174,7 @@ fn settings(config: &Config, me: ReplicaId, bug: Option<Bug>) -> raft::Config {
         heartbeat: config.heartbeat,
         election: config.election,
         jitter: config.jitter,
+        keep_entries: config.keep_entries,
         bug,
         ..raft::Config::new(me)
     }
@@ -262,6 +271,7 @@ impl Control {
             hub,
             lessor,
             next: (incarnation.0 << 32) + 1,
+            born: (incarnation.0 << 32) + 1,
             next_request: 1,
             open: BTreeMap::new(),
             limits: BTreeSet::new(),
@@ -381,8 +391,8 @@ impl Control {
                     self.tell_raft(now, Input::Message(m), fx);
                 }
             }
-            Message::Propose { term, low, number, proposal } => {
-                self.take(now, from, (term, low, number), proposal, fx);
+            Message::Propose { term, low, after, number, proposal } => {
+                self.take(now, from, term, (low, after, number), proposal, fx);
             }
             Message::Proposed { term, number } => {
                 if let Some(b) = self.batches.get_mut(&number)
@@ -422,6 +432,10 @@ impl Control {
 
     /// Does what is due and what came about since the last call. Says when to call again at the latest.
     pub(crate) fn tick(&mut self, now: Instant, fx: &mut Effects) -> Option<Deadline> {
+        if self.raft.role() != Role::Leader && self.lessor.leads() {
+            // What was decided in office is not proposed to the next leader.
+            self.deposed();
+        }
         while let Some((at, token)) = self.limits.first().copied()
             && at <= now
         {
@@ -453,7 +467,7 @@ impl Control {
         }
         let mut actions = Vec::new();
         fx.again |= self.lessor.pump(&self.store, now, &mut actions);
-        self.queue.extend(actions.into_iter().map(|a| (Command::node(a), For::Nobody)));
+        self.queue.extend(actions.into_iter().map(|a| (Command::node(a), For::Office)));
     }
 
     fn watchers(&mut self, now: Instant, fx: &mut Effects) {
@@ -478,22 +492,29 @@ impl Control {
         (self.raft.role() == Role::Leader).then_some(self.autopilot_at)
     }
 
-    /// Given who is up and down: changes the membership where that is called for, and ends locks of those that are down.
-    pub(crate) fn pilot(&mut self, now: Instant, members: &BTreeMap<ReplicaId, autopilot::Member>, fx: &mut Effects) {
+    /// Given who is up and down: changes the membership where that is called for, and ends locks of those that were declared down.
+    pub(crate) fn pilot(
+        &mut self,
+        now: Instant,
+        members: &BTreeMap<ReplicaId, autopilot::Member>,
+        down: &BTreeSet<ReplicaId>,
+        fx: &mut Effects,
+    ) {
         self.autopilot_at = now.after(AUTOPILOT_EVERY);
         if let Some(steps) = autopilot::next_of(&self.raft, members, &self.config.autopilot, now) {
             let request = self.request(Asked::Autopilot);
             self.tell_raft(now, Input::Change { request, steps, leave: raft::Leave::Auto }, fx);
         }
-        self.ended.retain(|r| members.get(r).is_some_and(|m| !m.up));
-        for (replica, m) in members {
-            if !m.up && *replica != self.me && !self.ended.contains(replica) {
-                self.ended.insert(*replica);
-                if self.store.locks().any_of(*replica) {
-                    let end = Action::Lock(LockAction::EndReplica { replica: *replica });
-                    self.queue.push_back((Command::node(end), For::Nobody));
-                    fx.again = true;
-                }
+        self.ended.retain(|r| down.contains(r));
+        for replica in down {
+            if !self.ended.insert(*replica) {
+                continue;
+            }
+            // What the log holds of it and is not applied yet may take locks, too.
+            if self.raft.membership().1.is_member(*replica) || self.store.locks().any_of(*replica) {
+                let end = Action::Lock(LockAction::EndReplica { replica: *replica });
+                self.queue.push_back((Command::node(end), For::Office));
+                fx.again = true;
             }
         }
     }
@@ -597,6 +618,11 @@ impl Control {
             && self.batches.is_empty()
             && self.raft.applied() == self.raft.last().0
             && self.install.is_none()
+    }
+    /// What [`Control::quiet`] waits for: requests, proposals that were not seen, commands that wait for a place in one, and whether a
+    /// snapshot is not durable yet.
+    pub fn unfinished(&self) -> (usize, usize, usize, bool) {
+        (self.open.len(), self.batches.len(), self.queue.len(), self.install.is_some())
     }
     /// What a digest of the node's state covers of this.
     pub(crate) fn small_state(&self) -> [u128; 4] {

@@ -4,7 +4,7 @@ use super::{ASK_AGAIN, Asked, Control, Effects, Message, Place, Proposal, Refuse
 use crate::ids::{OpToken, ReplicaId};
 use crate::kv::command::{Action, AlarmKind, By, Command, Entry};
 use crate::kv::error::Error;
-use crate::kv::lock::WaitId;
+use crate::kv::lock::{LockAction, WaitId};
 use crate::limits::{KV_BATCH_MAX_COMMANDS, PROPOSAL_MAX_BYTES, PROPOSALS_IN_FLIGHT_MAX, RAFT_COMMAND_MAX_BYTES};
 use crate::raft::{Bytes, Input, Role, Term};
 use crate::time::Instant;
@@ -23,8 +23,17 @@ pub(super) enum For {
     Withdrawal(WaitId),
     /// Somebody whose lease lasts for so many seconds once this is applied.
     Kept { from: ReplicaId, number: u64, ttl_s: u64 },
-    /// Nobody.
+    /// Nobody: a leader decided it, as long as it leads.
+    Office,
+    /// Nobody; it has to happen all the same.
     Nobody,
+}
+
+impl For {
+    /// It means something only in the term in which it was decided.
+    fn of_office(&self) -> bool {
+        matches!(self, For::Kept { .. } | For::Office)
+    }
 }
 
 /// A proposal that has not been seen in what is committed.
@@ -37,6 +46,14 @@ pub(super) struct Batch {
     /// The leader of that term has it.
     pub(super) taken: bool,
     again_at: Instant,
+}
+
+impl Batch {
+    fn commands(&self) -> Vec<Command> {
+        let proposal = crate::wire::decode::<Proposal>(&self.bytes);
+        debug_assert!(proposal.is_ok(), "it was made here");
+        proposal.map(|p| p.entry.commands).unwrap_or_default()
+    }
 }
 
 /// What a leader took of a member's proposals in its term.
@@ -129,21 +146,36 @@ impl Control {
         }
         let Some(leader) = self.raft.leader() else { return };
         let term = self.raft.term();
-        let due = |b: &Batch| !b.taken && b.again_at <= now && b.sent.is_none_or(|t| t == term);
-        let numbers: Vec<u64> = self.batches.iter().filter(|(_, b)| due(b)).map(|(n, _)| *n).collect();
-        let low = self.batches.keys().next().copied().unwrap_or(0);
+        let numbers: Vec<u64> = self.batches.keys().copied().collect();
+        let low = numbers.first().copied().unwrap_or(0);
+        let mut after = 0;
         for number in numbers {
             let Some(b) = self.batches.get_mut(&number) else { continue };
+            // What may be in the log of an earlier leader holds up what comes after it.
+            if b.sent.is_some_and(|t| t != term) {
+                break;
+            }
+            if b.taken || b.again_at > now {
+                if !b.taken && leader == self.me {
+                    break;
+                }
+                after = number;
+                continue;
+            }
             b.again_at = now.after(ASK_AGAIN);
             let proposal = b.bytes.clone();
             if leader == self.me {
                 let request = self.request(Asked::Proposal { from: self.me, number });
                 self.tell_raft(now, Input::Propose { request, commands: alloc::vec![proposal] }, fx);
+                if !self.batches.get(&number).is_some_and(|b| b.taken) {
+                    break;
+                }
             } else {
                 // From now on it may be in that leader's log.
                 b.sent = Some(term);
-                fx.send.push((leader, Message::Propose { term, low, number, proposal }));
+                fx.send.push((leader, Message::Propose { term, low, after, number, proposal }));
             }
+            after = number;
         }
     }
 
@@ -151,9 +183,11 @@ impl Control {
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.raft.leader()?;
         let term = self.raft.term();
-        let batches =
-            self.batches.values().filter(|b| !b.taken && b.sent.is_none_or(|t| t == term)).map(|b| b.again_at);
-        batches.chain(self.calls.values().map(|c| c.again_at)).min()
+        let settled = self.batches.values().take_while(|b| b.sent.is_none_or(|t| t == term));
+        let mut batches = settled.filter(|b| !b.taken).map(|b| b.again_at);
+        let mine = self.raft.leader() == Some(self.me);
+        let first = if mine { batches.next() } else { batches.min() };
+        first.into_iter().chain(self.calls.values().map(|c| c.again_at)).min()
     }
 
     /// A member's proposal.
@@ -161,7 +195,8 @@ impl Control {
         &mut self,
         now: Instant,
         from: ReplicaId,
-        (term, low, number): (Term, u64, u64),
+        term: Term,
+        (low, after, number): (u64, u64, u64),
         proposal: Bytes,
         fx: &mut Effects,
     ) {
@@ -177,7 +212,8 @@ impl Control {
         let taken = self.taken.entry(from).or_default();
         taken.low = taken.low.max(low);
         taken.numbers = taken.numbers.split_off(&taken.low);
-        if number < taken.low || taken.numbers.len() >= 4 * PROPOSALS_IN_FLIGHT_MAX {
+        let follows = after == 0 || after < taken.low || taken.numbers.contains(&after);
+        if !follows || number < taken.low || taken.numbers.len() >= 4 * PROPOSALS_IN_FLIGHT_MAX {
             return;
         }
         if taken.numbers.contains(&number) {
@@ -205,23 +241,64 @@ impl Control {
             return;
         }
         self.applied_term = term;
-        for b in self.batches.values_mut().filter(|b| b.sent.is_some_and(|t| t < term)) {
-            (b.sent, b.taken, b.again_at) = (None, false, now);
+        let lost: Vec<u64> =
+            self.batches.iter().filter(|(_, b)| b.sent.is_some_and(|t| t < term)).map(|(n, _)| *n).collect();
+        for number in lost {
+            if let Some(b) = self.batches.get_mut(&number) {
+                (b.sent, b.taken, b.again_at) = (None, false, now);
+            }
+            self.strip(number);
         }
     }
 
-    /// A snapshot took the place of entries that nobody here has seen.
-    pub(super) fn outcomes_unknown(&mut self, fx: &mut Effects) {
+    /// This node leads no more: what it decided as a leader and is not in its log never gets into another.
+    pub(super) fn resign_commands(&mut self) {
+        self.queue.retain(|(_, who)| !who.of_office());
+        let unsent: Vec<u64> = self.batches.iter().filter(|(_, b)| b.sent.is_none()).map(|(n, _)| *n).collect();
+        for number in unsent {
+            self.strip(number);
+        }
+    }
+
+    /// Takes out of a proposal, which is in no log, what was decided in another term.
+    fn strip(&mut self, number: u64) {
+        let Some(b) = self.batches.get_mut(&number) else { return };
+        if !b.waiting.iter().any(For::of_office) {
+            return;
+        }
+        let commands = b.commands();
+        let kept = commands.into_iter().zip(core::mem::take(&mut b.waiting)).filter(|(_, who)| !who.of_office());
+        let (commands, waiting): (Vec<Command>, Vec<For>) = kept.unzip();
+        if commands.is_empty() {
+            self.batches.remove(&number);
+            return;
+        }
+        b.bytes = Bytes::from(crate::wire::encode(&Proposal { origin: self.me, number, entry: Entry { commands } }));
+        b.waiting = waiting;
+    }
+
+    /// A snapshot took the place of entries that nobody here has seen. What has to happen is asked for again, which changes nothing if it
+    /// has happened. True if that concerns everything that this node held before it started: then it holds nothing yet.
+    pub(super) fn outcomes_unknown(&mut self, fx: &mut Effects) -> bool {
+        let mut again = Vec::new();
         let gone: Vec<u64> = self.batches.iter().filter(|(_, b)| b.sent.is_some()).map(|(n, _)| *n).collect();
         for number in gone {
             let Some(b) = self.batches.remove(&number) else { continue };
-            for who in b.waiting {
+            let commands = b.commands();
+            for (command, who) in commands.into_iter().zip(b.waiting) {
                 match who {
                     For::Token(token) => self.answer(token, super::Answer::Refused(Refused::Timeout), fx),
+                    For::Nobody | For::Withdrawal(_) => again.push((command, who)),
                     // What became of locks is looked up in the store.
-                    For::Lock(_) | For::Withdrawal(_) | For::Kept { .. } | For::Nobody => {}
+                    For::Lock(_) | For::Kept { .. } | For::Office => {}
                 }
             }
         }
+        let end = Action::Lock(LockAction::EndReplica { replica: self.me });
+        let anew = again.iter().any(|(command, _)| command.action == end);
+        for one in again.into_iter().rev() {
+            self.queue.push_front(one);
+        }
+        anew
     }
 }

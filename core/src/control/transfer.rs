@@ -70,15 +70,16 @@ impl Control {
             let s = Sending { id, cursor, index, left: Vec::new(), last: false, pieces: 0 };
             self.sending.insert(transfer, s);
         }
+        let piece = self.config.piece_bytes.clamp(1, RAFT_PIECE_MAX_BYTES);
         let s = self.sending.get_mut(&transfer)?;
-        while s.left.len() < RAFT_PIECE_MAX_BYTES && !s.last {
+        while s.left.len() < piece && !s.last {
             let chunk = self.store.snapshot_chunk(&mut s.cursor, CHUNK_BYTES).ok()??;
             s.last = chunk.last;
             let bytes = crate::wire::encode(&chunk);
             s.left.extend_from_slice(&u32::try_from(bytes.len()).ok()?.to_le_bytes());
             s.left.extend_from_slice(&bytes);
         }
-        let rest = s.left.split_off(s.left.len().min(RAFT_PIECE_MAX_BYTES));
+        let rest = s.left.split_off(s.left.len().min(piece));
         let data = core::mem::replace(&mut s.left, rest);
         s.pieces += 1;
         let end = s.last && s.left.is_empty();
@@ -107,8 +108,8 @@ impl Control {
             Ok(true) => {
                 // Consensus is told when a checkpoint has made it durable.
                 self.install = Some(Install { ticket, base });
-                self.outcomes_unknown(fx);
-                self.look_up_waits(fx);
+                let anew = self.outcomes_unknown(fx);
+                self.look_up_waits(anew, fx);
                 fx.checkpoint = true;
                 return;
             }

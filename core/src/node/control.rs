@@ -11,7 +11,7 @@ use crate::status::PeerState;
 use crate::time::{Deadline, Instant, Span, Wake};
 use crate::tree::Put;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// Rows of the store in one page of a checkpoint.
@@ -102,8 +102,8 @@ impl Node {
     pub(super) fn pump_control(&mut self) -> Option<Deadline> {
         let control = self.control.as_ref()?;
         if control.pilot_due(self.now) {
-            let members = self.voters();
-            self.with_control(|c, now, fx| c.pilot(now, &members, fx));
+            let (members, down) = self.voters();
+            self.with_control(|c, now, fx| c.pilot(now, &members, &down, fx));
         }
         self.log_lane();
         let now = self.now;
@@ -116,15 +116,20 @@ impl Node {
         deadline.into_iter().chain(pilot).min()
     }
 
-    /// The member table, as the autopilot wants to know it.
-    fn voters(&self) -> BTreeMap<ReplicaId, autopilot::Member> {
+    /// The member table, as the autopilot wants to know it, and who was declared down or has left. Whoever was not heard since this
+    /// node started is neither up nor down.
+    fn voters(&self) -> (BTreeMap<ReplicaId, autopilot::Member>, BTreeSet<ReplicaId>) {
         let me = autopilot::Member { up: true, since: Instant(0), left: false };
         let mut all = BTreeMap::from([(self.config.replica, me)]);
+        let mut down = BTreeSet::new();
         for (replica, p) in &self.members.peers {
             let up = matches!(p.state, PeerState::Up | PeerState::Suspect);
+            if p.info.left || p.state == PeerState::Down {
+                down.insert(*replica);
+            }
             all.insert(*replica, autopilot::Member { up, since: p.since, left: p.info.left });
         }
-        all
+        (all, down)
     }
 
     /// The checkpoint begins anew, after a while.
