@@ -160,8 +160,7 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     };
     let snapshots = Snapshots::open(config.data.join("snapshots"), config.decube.snapshot_compression)
         .context("cannot use the directory of snapshots")?;
-    let snapshots = Arc::new(snapshots);
-    let pause = runtime.clone();
+    let (snapshots, pause) = (Arc::new(snapshots), runtime.clone());
     let plane = Plane::new(Parts {
         engine: Arc::clone(&engine),
         router: watchers,

@@ -318,23 +318,22 @@ fn a_node_that_comes_later_catches_up_and_gets_a_vote() {
 #[test]
 fn decubes_rest_is_the_same_on_every_node() {
     let control = Control::start(3);
-    let json = |a: Answer| serde_json::from_slice::<Value>(&a.body).expect("JSON");
     let made = control.http(0, "POST", "/api/v1/pods", r#"{"name":"web","labels":{"app":"x"}}"#);
     assert_eq!(made.status, 201, "{}", made.text());
     for i in 0..3 {
         let found = control.http(i, "GET", "/api/v1/pods/web", "");
-        assert_eq!(json(found)["pod"]["labels"]["app"], "x");
-        let health = json(control.http(i, "GET", "/health", ""));
+        assert_eq!(json(&found)["pod"]["labels"]["app"], "x");
+        let health = json(&control.http(i, "GET", "/health", ""));
         assert_eq!(health["status"], "healthy", "{health}");
         assert_eq!(health["is_leader"], control.leader(i) == Some(i));
-        let info = json(control.http(i, "GET", "/node/info", ""));
+        let info = json(&control.http(i, "GET", "/node/info", ""));
         assert_eq!(info["node_id"], control.c.nodes[i].name.as_str());
     }
     // etcd's clients see it.
     assert!(control.run(1, &["get", "/pods/default/web"]).contains("\"app\":\"x\""));
-    let lease = json(control.http(1, "POST", "/api/v1/leases", r#"{"holder":"me","ttl_seconds":60}"#));
+    let lease = json(&control.http(1, "POST", "/api/v1/leases", r#"{"holder":"me","ttl_seconds":60}"#));
     let id = lease["lease"]["id"].as_str().expect("an id");
-    assert_eq!(json(control.http(2, "GET", &format!("/api/v1/leases/{id}"), ""))["lease"]["holder"], "me");
+    assert_eq!(json(&control.http(2, "GET", &format!("/api/v1/leases/{id}"), ""))["lease"]["holder"], "me");
     assert_eq!(control.http(2, "DELETE", "/api/v1/pods/web", "").status, 200);
     assert_eq!(control.http(0, "GET", "/api/v1/pods/web", "").status, 404);
 }
@@ -368,6 +367,123 @@ fn one_survivor_goes_on_alone_and_the_others_join_it_anew() {
         control.c.nodes[i].restart();
         until("it has the new cluster's store", || control.local(i, "after") == "1");
     }
+}
+
+fn json(answer: &Answer) -> Value {
+    serde_json::from_slice(&answer.body).unwrap_or_else(|e| panic!("{e}: {}", answer.text()))
+}
+
+/// Files of kept snapshots.
+fn kept(node: &Node) -> Vec<std::path::PathBuf> {
+    let files = fs::read_dir(node.dir.join("data/snapshots")).expect("the directory");
+    files.map(|e| e.expect("an entry").path()).collect()
+}
+
+#[test]
+fn a_snapshot_is_kept_and_restored_here_and_in_a_new_cluster() {
+    let mut control = Control::start(3);
+    for i in 0..200 {
+        control.run(i % 3, &["put", &format!("k{}", i % 150), &format!("old {i}")]);
+    }
+    let before = control.run(0, &["get", "--prefix", ""]);
+    let made = control.http(1, "POST", "/api/v1/snapshots", r#"{"name":"mine","metadata":{"why":"test"}}"#);
+    assert_eq!(made.status, 201, "{}", made.text());
+    let made = json(&made)["snapshot"].clone();
+    let (id, checksum) =
+        (made["id"].as_str().expect("an id").to_owned(), made["checksum"].as_str().expect("a checksum"));
+    assert_eq!(
+        (&made["name"], &made["status"], &made["metadata"]["why"]),
+        (&"mine".into(), &"completed".into(), &"test".into())
+    );
+    let files = kept(&control.c.nodes[1]);
+    assert!(files.len() == 1 && files[0].ends_with(format!("{id}.snap")), "{files:?}");
+    assert_eq!(fs::metadata(&files[0]).expect("the file").len(), made["size_bytes"].as_u64().expect("bytes"));
+    for i in 0..3 {
+        let list = json(&control.http(i, "GET", "/api/v1/snapshots", ""));
+        assert_eq!((&list["count"], &list["snapshots"][0]), (&1.into(), &made));
+    }
+    // Its bytes are where it was made; elsewhere one is told where.
+    let path = format!("/api/v1/snapshots/{id}");
+    let bytes = control.http(1, "GET", &format!("{path}/download"), "");
+    assert_eq!(bytes.status, 200);
+    let store = ice_host::plane::load(&mut &bytes.body[..]).expect("a store");
+    assert_eq!(store.get(b"k149").map(|kv| kv.value), Some(b"old 149".to_vec()));
+    let elsewhere = control.http(0, "GET", &format!("{path}/download"), "");
+    assert!(elsewhere.status >= 400 && elsewhere.text().contains("kept by n2"), "{}", elsewhere.text());
+
+    control.run(0, &["del", "--prefix", "k1"]);
+    control.run(1, &["put", "k2", "new"]);
+    control.run(2, &["put", "other", "new"]);
+    let restored = control.http(1, "POST", &format!("{path}/restore"), "");
+    assert_eq!(restored.status, 200, "{}", restored.text());
+    assert_eq!(json(&restored)["success"], true);
+    for i in 0..3 {
+        assert_eq!(control.run(i, &["get", "--prefix", ""]), before, "n{}", i + 1);
+    }
+    // A file that is damaged is restored by nobody.
+    let good = fs::read(&files[0]).expect("read");
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(&files[0], &bad).expect("write");
+    let refused = control.http(1, "POST", &format!("{path}/restore"), "");
+    assert!(refused.status >= 500 && refused.text().contains("damaged"), "{}", refused.text());
+    assert_eq!(control.run(0, &["get", "--prefix", ""]), before);
+    fs::write(&files[0], &good).expect("write");
+    let saved = control.c.nodes[0].dir.join("saved.snap");
+    fs::copy(&files[0], &saved).expect("copy");
+    assert_eq!(control.http(1, "DELETE", &path, "").status, 200);
+    assert_eq!(control.http(2, "GET", &path, "").status, 404);
+    assert!(kept(&control.c.nodes[1]).is_empty());
+    control.c.nodes.iter_mut().for_each(Node::kill9);
+
+    // The file alone makes the store of another cluster.
+    let mut new =
+        Control::prepare(1, "snapshot: {enabled: false, interval: 2s}\netcd: {auto_compaction_retention: 4s}\n");
+    let dir = new.c.nodes[0].dir.join("data/snapshots");
+    fs::create_dir_all(&dir).expect("a directory");
+    fs::rename(saved, dir.join(format!("{id}.snap"))).expect("move");
+    new.c.nodes[0].restart();
+    new.soon(0, &["put", "stranger", "1"]);
+    until("it is found", || new.http(0, "GET", &path, "").status == 200);
+    assert_eq!(json(&new.http(0, "GET", &path, ""))["snapshot"]["checksum"], checksum);
+    let restored = new.http(0, "POST", &format!("{path}/restore"), "");
+    assert_eq!(restored.status, 200, "{}", restored.text());
+    assert_eq!(new.run(0, &["get", "--prefix", ""]), before);
+    // History is forgotten after its time.
+    let old = || String::from_utf8_lossy(&new.ctl(0, &["get", "stranger", "--rev=2"]).stderr).into_owned();
+    until("old revisions are forgotten", || old().contains("has been compacted"));
+    assert_eq!(new.run(0, &["get", "--prefix", ""]), before);
+}
+
+#[test]
+fn the_schedule_keeps_as_many_snapshots_as_it_should() {
+    let mut control = Control::prepare(1, "snapshot: {enabled: true, interval: 1s, retention_count: 2}\n");
+    control.c.nodes[0].restart();
+    control.soon(0, &["put", "a", "1"]);
+    let own = control.http(0, "POST", "/api/v1/snapshots", r#"{"name":"own"}"#);
+    let own = json(&own)["snapshot"]["id"].as_str().expect("an id").to_owned();
+    let scheduled = || {
+        let list = json(&control.http(0, "GET", "/api/v1/snapshots", ""));
+        let all = list["snapshots"].as_array().cloned().unwrap_or_default();
+        let ids = all.iter().filter(|s| s["metadata"]["created_by"] == "schedule");
+        ids.filter_map(|s| s["id"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    until("the first comes", || !scheduled().is_empty());
+    let first = scheduled()[0].clone();
+    until("the first goes", || !scheduled().contains(&first));
+    assert_eq!(control.http(0, "GET", &format!("/api/v1/snapshots/{own}"), "").status, 200, "not by the schedule");
+    until("no more than those are kept", || {
+        (2..=3).contains(&scheduled().len()) && kept(&control.c.nodes[0]).len() <= 4
+    });
+    // Whose file is gone is said to be lost.
+    fs::remove_file(control.c.nodes[0].dir.join(format!("data/snapshots/{own}.snap"))).expect("remove");
+    control.c.nodes[0].kill9();
+    control.c.nodes[0].restart();
+    let path = format!("/api/v1/snapshots/{own}");
+    until("it is said", || {
+        let found = control.http(0, "GET", &path, "");
+        found.status == 200 && json(&found)["snapshot"]["status"] == "lost"
+    });
 }
 
 fn write_certificates(dir: &Path) {

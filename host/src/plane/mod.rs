@@ -46,7 +46,7 @@ pub struct Parts {
     pub data: PathBuf,
     /// The checkpoint's file.
     pub store: PathBuf,
-    /// Where snapshots are kept.
+    /// Snapshots that are kept.
     pub snapshots: Arc<Snapshots>,
     /// Ends after so long: the runtime's.
     pub pause: Pause,
@@ -304,7 +304,7 @@ impl ControlPlane for Plane {
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {
-        Ok(self.take().await?.0)
+        Ok(self.spooled().await?.stream())
     }
 
     async fn lock<G: Future<Output = ()> + Send>(
@@ -371,6 +371,6 @@ impl ControlPlane for Plane {
     }
 
     async fn snapshot_forget(&self, id: String) -> Result<bool> {
-        self.forget(&id).await
+        self.forget(id).await
     }
 }

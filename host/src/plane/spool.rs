@@ -23,13 +23,24 @@ const PORTION_BYTES: usize = 64 * 1024;
 const MAGIC: &[u8; 16] = b"icecluster kv 1\n";
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// Reads the snapshot `id` from the beginning and ends it. Answers the store's revision in it, too.
-pub(super) async fn take(
-    engine: Arc<Engine>,
-    dir: &Path,
-    id: SnapshotId,
-    cursor: SnapshotCursor,
-) -> Result<(Snapshot, u64)> {
+/// A snapshot that was written aside.
+pub(super) struct Spooled {
+    /// At its beginning.
+    pub(super) file: File,
+    pub(super) bytes: u64,
+    /// The store's revision in it.
+    pub(super) revision: u64,
+}
+
+impl Spooled {
+    /// As a stream.
+    pub(super) fn stream(self) -> Snapshot {
+        Snapshot { bytes: self.bytes, chunks: Box::pin(portions(self.file, self.bytes)) }
+    }
+}
+
+/// Reads the snapshot `id` from the beginning and ends it.
+pub(super) async fn take(engine: Arc<Engine>, dir: &Path, id: SnapshotId, cursor: SnapshotCursor) -> Result<Spooled> {
     let (tx, rx) = oneshot::channel();
     let dir = dir.to_path_buf();
     let work = move || {
@@ -40,15 +51,14 @@ pub(super) async fn take(
     };
     let thread = std::thread::Builder::new().name("ice-snapshot".into()).spawn(work);
     thread.map_err(|e| Refused::Failed(format!("no thread for a snapshot: {e}")))?;
-    let (file, bytes, revision) = rx.await.map_err(|_| Refused::Failed("the snapshot's thread ended".into()))??;
-    Ok((Snapshot { bytes, chunks: Box::pin(portions(file, bytes)) }, revision))
+    rx.await.map_err(|_| Refused::Failed("the snapshot's thread ended".into()))?
 }
 
 fn failed(e: &io::Error) -> Refused {
     Refused::Failed(format!("a snapshot cannot be written: {e}"))
 }
 
-fn write(engine: &Engine, dir: &Path, mut cursor: SnapshotCursor) -> Result<(File, u64, u64)> {
+fn write(engine: &Engine, dir: &Path, mut cursor: SnapshotCursor) -> Result<Spooled> {
     let mut file = unnamed(dir).map_err(|e| failed(&e))?;
     let (mut bytes, mut revision) = (0, 0);
     let mut put = |part: &[u8]| {
@@ -68,11 +78,11 @@ fn write(engine: &Engine, dir: &Path, mut cursor: SnapshotCursor) -> Result<(Fil
         put(&encoded)?;
     }
     file.rewind().map_err(|e| failed(&e))?;
-    Ok((file, bytes, revision))
+    Ok(Spooled { file, bytes, revision })
 }
 
 /// A file without a name: it goes with its last descriptor.
-pub(super) fn unnamed(dir: &Path) -> io::Result<File> {
+fn unnamed(dir: &Path) -> io::Result<File> {
     let mut tail = [0; 8];
     crate::identity::random(&mut tail)?;
     let path = dir.join(format!("snapshot-{:016x}.tmp", u64::from_le_bytes(tail)));

@@ -98,8 +98,10 @@ impl Chores {
         let mut tidied: Option<Instant> = None;
         // What failed is tried again, but not at once.
         let mut not_before: Option<Instant> = None;
+        let mut pause = every.min(Duration::from_secs(1));
         loop {
-            runtime.sleep_until(runtime.now() + every).await;
+            runtime.sleep_until(runtime.now() + pause).await;
+            pause = every;
             let Some(plane) = plane.upgrade() else { return };
             let now = runtime.now();
             if tidied.is_none_or(|at| now.duration_since(at) >= TIDY_EVERY) {
@@ -107,7 +109,10 @@ impl Chores {
                     Ok(()) => tidied = Some(now),
                     Err(Refused::Stopping) => return,
                     // Without a leader nothing is known for sure; later.
-                    Err(why) => tracing::debug!("snapshots are not tidied: {why}"),
+                    Err(why) => {
+                        tracing::debug!("snapshots are not tidied: {why}");
+                        pause = every.min(Duration::from_secs(1));
+                    }
                 }
             }
             let (leader, me) = (plane.status().leader, plane.ids().member);
@@ -165,12 +170,18 @@ async fn by_the_clock<P: ControlPlane>(plane: &P, schedule: Schedule) -> Result<
 /// Files that the store does not know: those of another cluster were put here to be used, and are made known. Those of this cluster
 /// were forgotten while this node was away, and go.
 async fn tidy<P: ControlPlane>(plane: &P, files: &Snapshots) -> Result<()> {
-    let found = files.list().await?;
-    if found.is_empty() {
-        return Ok(());
-    }
-    let (cluster, me) = (plane.ids().cluster, plane.ids().member);
     let known = records(plane).await?;
+    let found = files.list().await?;
+    let (cluster, me) = (plane.ids().cluster, plane.ids().member);
+    for record in known.iter().filter(|r| r.holders.contains(&me) && !found.iter().any(|(id, _)| *id == r.id)) {
+        // It may have been forgotten since.
+        if files.get(&record.id).await.is_ok() || !records(plane).await?.contains(record) {
+            continue;
+        }
+        let holders = record.holders.iter().copied().filter(|h| *h != me).collect();
+        plane.propose(Command::node(Action::SnapshotPut(SnapshotRecord { holders, ..record.clone() }))).await?;
+        tracing::error!("snapshot {}: its file is gone", record.id);
+    }
     for (id, kept) in found {
         if known.iter().any(|r| r.id == id) {
             continue;

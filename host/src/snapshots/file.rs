@@ -241,6 +241,32 @@ impl Reader {
     }
 }
 
+/// The bytes of a snapshot, one after the other. The end comes only if all of them were right.
+pub(super) struct Blocks {
+    reader: Reader,
+    block: Vec<u8>,
+    at: usize,
+}
+
+impl Blocks {
+    pub(super) fn new(reader: Reader) -> Blocks {
+        Blocks { reader, block: vec![], at: 0 }
+    }
+}
+
+impl Read for Blocks {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.block.len() {
+            let Some(block) = self.reader.block()? else { return Ok(0) };
+            (self.block, self.at) = (block, 0);
+        }
+        let n = buf.len().min(self.block.len() - self.at);
+        buf[..n].copy_from_slice(&self.block[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
 fn parse_end(stored: &[u8]) -> io::Result<End> {
     let (bytes, hash) = stored.split_first_chunk::<8>().ok_or_else(|| damaged("its end"))?;
     let hash = <[u8; 32]>::try_from(hash).map_err(|_| damaged("its end"))?;

@@ -10,12 +10,12 @@ pub use chores::{Chores, Schedule};
 
 use crate::control::{Refused, Result, Snapshot};
 use bytes::Bytes;
-use file::{Draft, End, Reader};
+use file::{Blocks, Draft, End, Reader};
 use futures::StreamExt;
 use futures::channel::oneshot;
 use futures::lock::Mutex;
-use ice_core::kv::Error;
 use ice_core::kv::command::SnapshotRecord;
+use ice_core::kv::{Error, Store};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -121,7 +121,7 @@ fn failed(path: &Path, e: &io::Error) -> Refused {
 }
 
 /// Runs what may wait for the disk on a thread of its own.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let (tx, rx) = oneshot::channel();
     let run = move || {
         // Whoever asked may be gone.
@@ -254,6 +254,25 @@ impl Snapshots {
             Err(e) => futures::stream::iter([Err(e)]).right_stream(),
         });
         Ok(Snapshot { bytes: end.bytes, chunks: Box::pin(chunks) })
+    }
+
+    /// The store in one. The whole file is read, and must be right.
+    pub async fn load(&self, id: &str) -> Result<Store> {
+        let _counted = Counted::enter(&*self.readers, READERS_MAX)?;
+        let path = self.path(id)?;
+        let at = path.clone();
+        let load = move || {
+            let (reader, _) = Reader::open(&at).map_err(|e| not_found(&at, e))?;
+            let mut blocks = Blocks::new(reader);
+            let bad = |why: String| Refused::Failed(format!("{}: {why}", at.display()));
+            let store = crate::plane::load(&mut blocks).map_err(bad)?;
+            match io::Read::read(&mut blocks, &mut [0]) {
+                Ok(0) => Ok(store),
+                Ok(_) => Err(bad("something follows the store".into())),
+                Err(e) => Err(bad(e.to_string())),
+            }
+        };
+        aside(load).await?
     }
 
     /// Removes one for good. `false`: it was not there.
