@@ -195,15 +195,14 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let limits = Limits { connections, peer_places: connections / 8, ..Limits::default() };
     let api = ApiConfig { token, names: names(config, &urls), notes, ack_timeout: config.ack_timeout, limits };
     let files = Arc::new(VfsFiles::new(outside));
-    let lock_options = LockOptions {
-        node: config.node_id.clone(),
-        timeout: Duration::from_secs(5),
-        retry: Duration::from_millis(300),
+    let options = LockOptions { node: config.node_id.clone(), timeout: config.lock_timeout, retry: config.lock_retry };
+    let locking = Locking {
+        locks: Arc::new(LockService::new(Arc::clone(&plane), runtime.clone(), options)),
+        on_write: config.lock_on_write,
+        delete_while_locked: config.delete_while_locked,
     };
-    let locks = LockService::new(Arc::clone(&plane), runtime.clone(), lock_options);
-    let locking = Locking { locks: Arc::new(locks), on_write: false, delete_while_locked: false };
-    let cluster_api = Arc::clone(&cluster) as _;
-    let routes = router_with_locks(Rt::new(runtime.clone()), files, cluster_api, net.clone(), api, Some(locking));
+    let rt = Rt::new(runtime.clone());
+    let routes = router_with_locks(rt, files, Arc::clone(&cluster) as _, net.clone(), api, Some(locking));
     let server = bound.serve(routes, tls_server, limits);
     let faces = faces.serve(&runtime, &plane, config);
     cluster.open(true);

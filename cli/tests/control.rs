@@ -339,6 +339,39 @@ fn decubes_rest_is_the_same_on_every_node() {
 }
 
 #[test]
+fn a_named_lock_is_held_in_the_whole_cluster_and_ends_with_its_node() {
+    let mut control = Control::start(3);
+    let ask = |n: &Node, what: &str, holder: &str| {
+        n.http("POST", &format!("/v1/{what}?path=dir/file&holder={holder}"), &[], b"").expect("an answer")
+    };
+    let token = |a: &Answer| {
+        let line =
+            a.head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("fencing-token: ").map(str::to_owned));
+        line.and_then(|t| t.trim().parse::<u64>().ok()).unwrap_or_else(|| panic!("no token: {}", a.head))
+    };
+    let first = ask(&control.c.nodes[0], "lock", "job");
+    assert_eq!(first.status, 204, "{}", first.text());
+    for n in &control.c.nodes[1..] {
+        assert_eq!(ask(n, "lock", "other&wait=0s").status, 409);
+        assert!(n.http("GET", "/v1/locks", &[], b"").expect("an answer").text().contains("\"holder\":\"job\""));
+    }
+    assert_eq!(ask(&control.c.nodes[2], "unlock", "job").status, 204);
+    let second = ask(&control.c.nodes[1], "lock", "n1");
+    assert!(second.status == 204 && token(&second) > token(&first), "{}", second.text());
+    // That holder is a node: when it is dead its locks are free.
+    assert_eq!(ask(&control.c.nodes[2], "lock", "other&wait=0s").status, 409);
+    control.c.nodes[0].kill9();
+    let mut third = None;
+    until("the dead node's lock is free", || {
+        let answer = ask(&control.c.nodes[2], "lock", "other&wait=0s");
+        let done = answer.status == 204;
+        third = Some(answer);
+        done
+    });
+    assert!(token(&third.expect("an answer")) > token(&second));
+}
+
+#[test]
 fn one_survivor_goes_on_alone_and_the_others_join_it_anew() {
     let mut control = Control::start(3);
     control.run(1, &["put", "precious", "kept"]);

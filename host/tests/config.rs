@@ -58,7 +58,7 @@ fn every_key_is_understood() {
          ready_require_sync: false\nready_require_peer: true\napi_token: s3cret\ntls_cert: /c.pem\ntls_key: /k.pem\n\
          cacert: /ca.pem\nack: quorum\nclose_ack: all\nack_timeout: 2m\nruntime: smol\ntrace: /t\n\
          trace_ring: 3MiB\nhttp_connections: 20\npayload_memory: 1GiB\nfuse_threads: 4\nfuse_passthrough: OFF\nmount_over: no\n\
-         lock_timeout: 5s\nlock_retry: 0.3s\nhooks_timeout: 2000ms\n\
+         lock_timeout: 0\nlock_retry: 0.5s\nlock_on_write: true\nallow_delete_while_locked: true\nhooks_timeout: 2000ms\n\
          jwt_key: /jwt.pem\njwt_issuer: me\njwt_audience: us\nautopilot_dead_after: 1h\n",
     )
     .unwrap();
@@ -92,6 +92,10 @@ fn every_key_is_understood() {
         fuse_threads: 4,
         fuse_passthrough: false,
         mount_over: false,
+        lock_timeout: Duration::ZERO,
+        lock_retry: Duration::from_millis(500),
+        lock_on_write: true,
+        delete_while_locked: true,
         jwt_key: Some("/jwt.pem".into()),
         jwt_issuer: Some("me".into()),
         jwt_audience: Some("us".into()),
@@ -218,9 +222,6 @@ fn keys_of_features_to_come_are_refused_unless_default() {
         ("hooks_dir: /hooks", "hooks"),
         ("hooks_timeout: 3s", "hooks"),
         ("hooks_log_file: /x", "hooks"),
-        ("lock_timeout: 6s", "cluster-wide locks"),
-        ("lock_retry: 1s", "cluster-wide locks"),
-        ("allow_delete_while_locked: true", "cluster-wide locks"),
         ("sync_mode: force", "joining by force"),
         ("consistency_mode: latest", "repair by the scan"),
         ("consistency_mode: force", "repair by the scan"),
@@ -388,6 +389,8 @@ fn what_the_sections_say_must_not_contradict_the_keys() {
         ("nodes: {id: a}", "unknown key `nodes`"),
         ("jwt_issuer: me", "set `jwt_key`"),
         ("autopilot_dead_after: 1ms", "too short"),
+        ("lock_timeout: 2h", "too long"),
+        ("lock_retry: 1ms", "too short"),
     ] {
         let e = error(text);
         assert!(e.contains(words), "{text}: {e}");

@@ -15,6 +15,11 @@ use std::path::PathBuf;
 /// Limits of `keepalive`.
 const KEEPALIVE_MIN: GoDuration = GoDuration::ms(100);
 const KEEPALIVE_MAX: GoDuration = GoDuration::s(3600);
+/// Longest `lock_timeout`.
+const LOCK_TIMEOUT_MAX: GoDuration = GoDuration::s(3600);
+/// Limits of `lock_retry`.
+const LOCK_RETRY_MIN: GoDuration = GoDuration::ms(10);
+const LOCK_RETRY_MAX: GoDuration = GoDuration::s(60);
 /// Limits of `autopilot_dead_after`.
 const DEAD_AFTER_MIN: GoDuration = GoDuration::s(1);
 const DEAD_AFTER_MAX: GoDuration = GoDuration::s(7 * 24 * 3600);
@@ -63,9 +68,10 @@ const KEYS: &[KeyInfo] = keys! {
     "ack", "auto", |d, v| put(&mut d.config.ack, ack(v)?);
     "close_ack", "local", |d, v| put(&mut d.config.close_ack, ack(v)?);
     "ack_timeout", "10s", |d, v| put(&mut d.config.ack_timeout, positive(v, GoDuration::s(10))?.std());
-    "lock_timeout", "5s", |_, v| unbuilt(duration(v)? == GoDuration::s(5), "cluster-wide locks");
-    "lock_retry", "300ms", |_, v| unbuilt(duration(v)? == GoDuration::ms(300), "cluster-wide locks");
-    "allow_delete_while_locked", "false", |_, v| unbuilt(!boolean(v)?, "cluster-wide locks");
+    "lock_timeout", "5s", |d, v| put(&mut d.config.lock_timeout, within(GoDuration::ZERO, LOCK_TIMEOUT_MAX, not_negative(v)?)?.std());
+    "lock_retry", "300ms", |d, v| put(&mut d.config.lock_retry, within(LOCK_RETRY_MIN, LOCK_RETRY_MAX, positive(v, GoDuration::ms(300))?)?.std());
+    "lock_on_write", "false", |d, v| put(&mut d.config.lock_on_write, boolean(v)?);
+    "allow_delete_while_locked", "false", |d, v| put(&mut d.config.delete_while_locked, boolean(v)?);
     "log_file", "", |d, v| put(&mut d.config.log_file, path(v)?);
     "log_verbose", "false", |d, v| put(&mut d.config.log_verbose, boolean(v)?);
     "ready_require_sync", "true", |d, v| put(&mut d.config.ready_require_sync, boolean(v)?);

@@ -150,6 +150,14 @@ pub struct Config {
     pub mount_over: bool,
     /// Let the kernel read and map backing files by itself where it can (`auto`), or never (`off`).
     pub fuse_passthrough: bool,
+    /// How long to wait for a lock, and for a majority to be reached.
+    pub lock_timeout: Duration,
+    /// Between two attempts to reach one.
+    pub lock_retry: Duration,
+    /// A file has one writer at a time, in the whole cluster.
+    pub lock_on_write: bool,
+    /// A path may be deleted although somebody has a lock on it.
+    pub delete_while_locked: bool,
     /// What bearer tokens of DeCube's listeners are signed with: a file with an Ed25519 public key (PEM), or with a shared secret.
     pub jwt_key: Option<PathBuf>,
     /// What such a token must name as its issuer.
@@ -197,6 +205,10 @@ impl Default for Config {
             fuse_threads: 0,
             mount_over: true,
             fuse_passthrough: true,
+            lock_timeout: Duration::from_secs(5),
+            lock_retry: Duration::from_millis(300),
+            lock_on_write: false,
+            delete_while_locked: false,
             jwt_key: None,
             jwt_issuer: None,
             jwt_audience: None,
