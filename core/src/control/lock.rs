@@ -16,6 +16,26 @@ pub(super) struct Wait {
     action: LockAction,
     /// Nobody waits any more: what is granted all the same is given back.
     token: Option<OpToken>,
+    /// It stands in the lock's queue.
+    queued: bool,
+    /// An earlier request of the same holder was given up and granted all the same, while this one was on its way: whoever
+    /// asked this will have that grant. If nothing comes of this one it is given back like this.
+    inherits: Option<LockAction>,
+}
+
+impl Wait {
+    fn new(action: LockAction, token: Option<OpToken>) -> Wait {
+        Wait { action, token, queued: false, inherits: None }
+    }
+}
+
+/// The same lock for the same holder.
+fn alike(a: &LockAction, b: &LockAction) -> bool {
+    match (a, b) {
+        (LockAction::Acquire(a), LockAction::Acquire(b)) => (&a.name, &a.holder) == (&b.name, &b.holder),
+        (LockAction::Lock(a), LockAction::Lock(b)) => (&a.file, a.owner, a.span) == (&b.file, b.owner, b.span),
+        _ => false,
+    }
 }
 
 impl Control {
@@ -33,7 +53,7 @@ impl Control {
         }
         let command = Command::node(Action::Lock(action.clone()));
         self.admit(&command)?;
-        self.waits.insert(wait, Wait { action, token: Some(token) });
+        self.waits.insert(wait, Wait::new(action, Some(token)));
         self.queue.push_back((command, For::Lock(wait)));
         Ok(wait)
     }
@@ -43,8 +63,7 @@ impl Control {
         let before = self.queue.len();
         self.queue.retain(|(_, w)| *w != For::Lock(wait));
         if self.queue.len() < before {
-            self.waits.remove(&wait);
-            return;
+            return self.gone(wait);
         }
         if let Some(w) = self.waits.get_mut(&wait) {
             w.token = None;
@@ -64,7 +83,7 @@ impl Control {
             _ => None,
         };
         let (Some(wait), Action::Lock(action)) = (wait, &command.action) else { return For::Nobody };
-        self.waits.entry(wait).or_insert_with(|| Wait { action: action.clone(), token: None });
+        self.waits.entry(wait).or_insert_with(|| Wait::new(action.clone(), None));
         For::Lock(wait)
     }
 
@@ -74,6 +93,9 @@ impl Control {
             Ok(kv::Answer::Lock(LockAnswer::Granted(grant))) => self.lock_granted(wait, grant, fx),
             // An effect will say more.
             Ok(_) => {
+                if let Some(w) = self.waits.get_mut(&wait) {
+                    w.queued = true;
+                }
                 let queued = |c: &Control| c.queue.iter().any(|(_, w)| *w == For::Withdrawal(wait));
                 let sent = |c: &Control| c.batches.values().any(|b| b.waiting.contains(&For::Withdrawal(wait)));
                 if self.waits.get(&wait).is_some_and(|w| w.token.is_none()) && !queued(self) && !sent(self) {
@@ -89,22 +111,37 @@ impl Control {
         match w.token {
             Some(token) => self.answer(token, Answer::Granted(grant), fx),
             None => {
-                if let Some(back) = w.action.give_back(&grant) {
-                    self.queue.push_back((Command::node(Action::Lock(back)), For::Nobody));
+                let Some(back) = w.inherits.or_else(|| w.action.give_back(&grant)) else { return };
+                let heir = |o: &&mut Wait| o.token.is_some() && !o.queued && alike(&o.action, &w.action);
+                match self.waits.values_mut().find(heir) {
+                    Some(other) => other.inherits = Some(back),
+                    None => self.give_back(back),
                 }
             }
         }
     }
 
+    fn give_back(&mut self, back: LockAction) {
+        self.queue.push_back((Command::node(Action::Lock(back)), For::Nobody));
+    }
+
+    /// Nothing comes of a request.
+    fn gone(&mut self, wait: WaitId) {
+        if let Some(Wait { inherits: Some(back), .. }) = self.waits.remove(&wait) {
+            self.give_back(back);
+        }
+    }
+
     pub(super) fn lock_refused(&mut self, wait: WaitId, why: Error, fx: &mut Effects) {
-        if let Some(Wait { token: Some(token), .. }) = self.waits.remove(&wait) {
+        if let Some(token) = self.waits.get(&wait).and_then(|w| w.token) {
             self.answer(token, Answer::Refused(Refused::Store(why)), fx);
         }
+        self.gone(wait);
     }
 
     /// The wait is no more, whatever the store says: it was granted before, or is gone.
     pub(super) fn withdrawn(&mut self, wait: WaitId) {
-        self.waits.remove(&wait);
+        self.gone(wait);
     }
 
     /// A snapshot took the place of entries that nobody here has seen: what they did to locks shows in the store. `anew`: everything that
