@@ -118,6 +118,9 @@ struct RunArgs {
     /// Plant this bug.
     #[arg(long)]
     bug: Option<String>,
+    /// Nodes have a control plane, whatever the profile says.
+    #[arg(long)]
+    control: bool,
     /// Record every node's frames into this directory (one seed only).
     #[arg(long, requires = "seed")]
     record: Option<PathBuf>,
@@ -162,7 +165,7 @@ fn bug_named(name: Option<&str>) -> Result<Option<ice_core::bug::Bug>, String> {
     if !cfg!(feature = "planted-bugs") {
         return Err("this build has no planted bugs: build with --features planted-bugs".into());
     }
-    let all = ice_core::bug::Bug::ALL;
+    let all: Vec<ice_core::bug::Bug> = ice_core::bug::Bug::all().collect();
     let found = all.iter().find(|b| format!("{b:?}").eq_ignore_ascii_case(name));
     let known = || all.iter().map(|b| format!("{b:?}")).collect::<Vec<_>>().join(", ");
     found.copied().map(Some).ok_or_else(|| format!("{name:?} is not a planted bug; there are {}", known()))
@@ -219,8 +222,12 @@ fn run_seeds(args: &RunArgs) -> Result<bool, String> {
     if let Some(b) = &args.bug {
         extra.push_str(&format!(" --bug {b}"));
     }
+    if args.control {
+        extra.push_str(" --control");
+    }
     if let Some(path) = &args.plan {
-        let (plan, repeat) = load(&path.to_string_lossy(), &args.profile, args.bug.as_deref())?;
+        let (mut plan, repeat) = load(&path.to_string_lossy(), &args.profile, args.bug.as_deref())?;
+        plan.setup.control |= args.control;
         return one(&plan, options, &format!("{repeat}{extra}"), None);
     }
     let profile = Profile::load(&args.profile)?;
@@ -228,6 +235,7 @@ fn run_seeds(args: &RunArgs) -> Result<bool, String> {
     if let Some(seed) = args.seed {
         let mut plan = draw::plan(&profile, &args.profile, seed);
         plan.setup.bug = bug;
+        plan.setup.control |= args.control;
         let repeat = format!("icesim run --seed {seed} --profile {}{extra}", args.profile);
         return one(&plan, options, &repeat, args.record.as_deref());
     }
@@ -240,6 +248,7 @@ fn run_seeds(args: &RunArgs) -> Result<bool, String> {
     for seed in args.from..args.from.saturating_add(count) {
         let mut plan = draw::plan(&profile, &args.profile, seed);
         plan.setup.bug = bug;
+        plan.setup.control |= args.control;
         let once = format!("icesim run --seed {seed} --profile {}{extra}", args.profile);
         let outcome = run(&plan, options, &once)?;
         total.add(&outcome);

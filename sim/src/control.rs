@@ -44,11 +44,12 @@ impl World {
             // A plan that was cut down may speak of a node that never joined.
             return;
         }
-        if !matches!(command, Command::User { .. } | Command::Expect(_)) {
+        if !matches!(command, Command::User { .. } | Command::Plane { .. } | Command::Expect(_)) {
             self.tell(|| format!("== {command}"));
         }
         match command {
             Command::User { node, direct, op } => self.user(*node, *direct, op),
+            Command::Plane { node, request } => self.plane_user(*node, request),
             Command::Scan(n) => {
                 if self.hosts[*n].is_up() {
                     self.scan(*n);
@@ -66,6 +67,7 @@ impl World {
             Command::Start(n) => self.start(*n),
             Command::Pause(n) => {
                 if self.hosts[*n].is_up() {
+                    self.in_doubt(*n);
                     self.hosts[*n].power = Power::Paused;
                 }
             }
@@ -102,6 +104,7 @@ impl World {
             return;
         }
         self.hosts[n].power = Power::Up;
+        self.in_doubt(n);
         let epoch = self.hosts[n].epoch;
         self.process(n).step_queued = true;
         // A process that slept is not to blame for answers that are late.
@@ -163,7 +166,7 @@ impl World {
 
     /// The machine comes back with an empty disk, as another replica under the old name.
     fn replace(&mut self, n: usize) {
-        if self.hosts[n].power == Power::Left {
+        if self.hosts[n].power == Power::Left || !self.may_lose(n) {
             return;
         }
         self.stop(n, Ending::MachineCrash);
@@ -179,6 +182,7 @@ impl World {
         host.disk = Disk::default();
         host.aside.clear();
         host.replica = replica;
+        host.founds = false;
         host.promised = Hlc(0);
         host.incarnation = Incarnation(0);
         host.ending = Ending::Clean;
@@ -199,10 +203,11 @@ impl World {
         }
         self.tell(|| format!("== blackout{}", if lost { ", and a disk is lost" } else { "" }));
         self.sometimes.saw("blackout after an acknowledgement");
+        let spared = self.may_lose(asker);
         for n in 0..self.hosts.len() {
             self.stop(n, Ending::MachineCrash);
         }
-        if lost {
+        if lost && spared {
             self.empty_disk(asker);
         }
         // Only now is it certain what is left on any disk.
@@ -210,6 +215,36 @@ impl World {
         for n in 0..self.hosts.len() {
             self.ledger.crashed(n, &held);
         }
+    }
+
+    /// What a control plane promises ends where the disks of a majority of its voters are lost: that is left to an operator. True if
+    /// it can do without this disk, whatever configuration holds.
+    fn may_lose(&self, n: usize) -> bool {
+        if !self.setup.control {
+            return true;
+        }
+        let intact = |r: &ReplicaId| {
+            self.hosts.iter().enumerate().any(|(m, h)| m != n && h.replica == *r && h.power != Power::Left)
+        };
+        let majority = |v: &std::collections::BTreeSet<ReplicaId>| {
+            v.is_empty() || v.iter().filter(|r| intact(r)).count() > v.len() / 2
+        };
+        let mut any = false;
+        for (m, h) in self.hosts.iter().enumerate().filter(|(_, h)| h.power != Power::Left) {
+            // Whoever is down may believe in a configuration that is not known here.
+            let Some(c) = h.process.as_ref().and_then(|p| p.node.view().control()) else {
+                if m == n {
+                    continue;
+                }
+                return false;
+            };
+            let members = c.raft().membership().1;
+            any |= !members.voters.is_empty();
+            if !majority(&members.voters) || !majority(&members.outgoing) {
+                return false;
+            }
+        }
+        any
     }
 
     fn join(&mut self) {
@@ -223,7 +258,7 @@ impl World {
     }
 
     fn leave(&mut self, n: usize) {
-        if self.hosts[n].power == Power::Left {
+        if self.hosts[n].power == Power::Left || !self.may_lose(n) {
             return;
         }
         let url = self.hosts[n].url.clone();
@@ -273,6 +308,7 @@ impl World {
                     if self.now.since(from) >= AGREE_FOR {
                         judge::bytes(self);
                         judge::reference(self);
+                        crate::plane::at_end(self);
                         self.phase_over = true;
                         return;
                     }
@@ -289,7 +325,7 @@ impl World {
 
 fn node_of(command: &Command) -> Option<usize> {
     match command {
-        Command::User { node, .. } => Some(*node),
+        Command::User { node, .. } | Command::Plane { node, .. } => Some(*node),
         Command::Scan(n)
         | Command::Stop(n, _)
         | Command::StopAt(n, ..)

@@ -1,7 +1,8 @@
 //! From a seed to a plan.
 
 use crate::plan::{Command, DiskState, Line, Plan, Setup, UserOp};
-use crate::profile::{FaultKind, Profile, UserKind};
+use crate::plane::{PlaneOp, PlaneRequest};
+use crate::profile::{FaultKind, PlaneKind, Profile, UserKind};
 use crate::rng::Stream;
 use ice_core::config::Ending;
 use ice_core::event::Ack;
@@ -35,11 +36,14 @@ pub fn plan(profile: &Profile, name: &str, seed: u64) -> Plan {
     let mut d = Draw { profile, rng, lines: Vec::new(), nodes, gone: Vec::new(), replaced: 0, words: 0, end };
     d.faults(start, length);
     d.users(start, length);
+    d.rng = Stream::new(seed, "asks");
+    d.asks(start, length);
     let mut lines = d.lines;
     lines.sort_by_key(|l| l.at);
     lines.push(Line { at: Some(end), command: Command::Heal });
     lines.push(Line { at: None, command: Command::Settle(crate::plan::SETTLE) });
     let setup = Setup { nodes, seed, profile: name.into(), single_writer: profile.single_writer, ..Setup::default() };
+    let setup = Setup { control: profile.control, ..setup };
     Plan { story: vec![format!("Drawn from seed {seed} of profile {name}.")], setup, lines }
 }
 
@@ -119,6 +123,110 @@ impl Draw<'_> {
                 self.put(at, Command::User { node, direct: false, op: UserOp::Fsync(path, ack) });
             }
         }
+    }
+
+    /// What users ask of the control plane.
+    fn asks(&mut self, start: Span, length: Span) {
+        if self.profile.plane.is_empty() {
+            return;
+        }
+        let (kinds, weights) = swarm(&self.profile.plane, &mut self.rng);
+        let n = self.rng.range(self.profile.asks.0, self.profile.asks.1);
+        // In half of the runs users ask one right after the other.
+        let dense = self.rng.chance(500);
+        let length = if dense { Span(length.0 / 4) } else { length };
+        let mut leases = 0;
+        for number in 0..n {
+            let at = self.moment(start, length);
+            let Some(i) = self.rng.weighted(&weights) else { return };
+            self.asked(kinds[i], at, number, &mut leases);
+        }
+    }
+
+    fn ask(&mut self, at: Instant, node: usize, op: PlaneOp) {
+        let limit = Span::ms(*self.rng.pick(&[5_000, 5_000, 5_000, 1_000, 300, 15_000]));
+        if at <= self.end {
+            self.put(at, Command::Plane { node, request: PlaneRequest { op, limit } });
+        }
+    }
+
+    fn asked(&mut self, kind: PlaneKind, at: Instant, number: u64, leases: &mut u32) {
+        let node = self.node();
+        let key = (*self.rng.pick(&["a", "b", "c"])).to_owned();
+        let value = format!("v{number}");
+        let op = match kind {
+            PlaneKind::Put => PlaneOp::Put(key, value, 0, None),
+            PlaneKind::Big => PlaneOp::Put("big".into(), value, self.rng.range(100_000, 600_000) as usize, None),
+            PlaneKind::Get => match self.rng.below(4) {
+                0 => PlaneOp::Get("list".into()),
+                _ => PlaneOp::Get(key),
+            },
+            PlaneKind::Look => PlaneOp::Look(key),
+            PlaneKind::Del => PlaneOp::Del(key),
+            PlaneKind::Cas => {
+                let old = if number == 0 || self.rng.chance(300) {
+                    "-".into()
+                } else {
+                    format!("v{}", self.rng.below(number))
+                };
+                PlaneOp::Cas(key, old, value)
+            }
+            PlaneKind::Append => PlaneOp::Append("list".into(), value),
+            PlaneKind::Watch => {
+                let what = if self.rng.chance(500) { "all".into() } else { key };
+                let back = *self.rng.pick(&[0, 1, 3, 10, 1000]);
+                PlaneOp::Watch(what, back, self.rng.chance(300))
+            }
+            PlaneKind::Compact => PlaneOp::Compact(*self.rng.pick(&[0, 1, 5])),
+            PlaneKind::Lead => PlaneOp::Lead(self.node()),
+            PlaneKind::Lease => return self.lease(at, node, leases),
+            PlaneKind::Lock => return self.lock(at, node, leases),
+            PlaneKind::Burst => {
+                for k in 0..self.rng.range(5, 40) {
+                    let node = if self.rng.chance(300) { self.node() } else { node };
+                    self.ask(at, node, PlaneOp::Put(format!("burst{}", k % 4), format!("{value}-{k}"), 0, None));
+                }
+                return;
+            }
+        };
+        self.ask(at, node, op);
+    }
+
+    fn lease(&mut self, at: Instant, node: usize, leases: &mut u32) {
+        *leases += 1;
+        let l = *leases;
+        let ttl = self.rng.range(1, 12);
+        self.ask(at, node, PlaneOp::Grant(l, ttl));
+        let mut at = at.after(Span::ms(self.rng.range(1, 500)));
+        if self.rng.chance(700) {
+            self.ask(at, node, PlaneOp::Put(format!("leased{}", l % 3), format!("l{l}"), 0, Some(l)));
+        }
+        for _ in 0..self.rng.below(8) {
+            at = at.after(Span::ms(self.rng.range(100, ttl * 700)));
+            let node = if self.rng.chance(300) { self.node() } else { node };
+            self.ask(at, node, PlaneOp::Keep(l));
+        }
+        if self.rng.chance(200) {
+            let later = at.after(Span::ms(self.rng.range(1, 2000)));
+            self.ask(later, node, PlaneOp::Revoke(l));
+        }
+    }
+
+    fn lock(&mut self, at: Instant, node: usize, leases: &mut u32) {
+        let name = (*self.rng.pick(&["red", "green"])).to_owned();
+        let holder = format!("h{}", self.rng.below(3));
+        let lease = self.rng.chance(200).then(|| {
+            *leases += 1;
+            *leases
+        });
+        if let Some(l) = lease {
+            let ttl = self.rng.range(2, 10);
+            self.ask(at, node, PlaneOp::Grant(l, ttl));
+        }
+        let at = at.after(Span::ms(self.rng.below(300)));
+        self.ask(at, node, PlaneOp::Lock(name.clone(), holder.clone(), lease));
+        let later = at.after(Span::ms(self.rng.range(1, 4_000)));
+        self.ask(later, node, PlaneOp::Unlock(name, holder));
     }
 
     fn ack(&mut self) -> Ack {
@@ -227,6 +335,10 @@ impl Draw<'_> {
             }
             FaultKind::ProcessCrash => self.stop(node, Ending::ProcessCrash, at, later),
             FaultKind::MachineCrash => self.stop(node, Ending::MachineCrash, at, later),
+            FaultKind::LongCrash => {
+                let later = at.after(Span::ms(self.rng.range(10_000, 60_000)));
+                self.stop(node, Ending::ProcessCrash, at, later);
+            }
             FaultKind::CleanStop => self.stop(node, Ending::Clean, at, later),
             FaultKind::CrashInApply | FaultKind::KillInApply => {
                 let machines = kind == FaultKind::CrashInApply && self.rng.chance(500);

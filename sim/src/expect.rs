@@ -130,6 +130,10 @@ fn holds(world: &World, expect: &Expect) -> Result<(), String> {
             };
             if state == wanted { Ok(()) } else { Err(format!("it is {state}: {}", peer.why)) }
         }
+        Expect::Key(ns, key, value) => each(world, ns, |n| {
+            let is = world.key(n, key).unwrap_or_else(|| "-".into());
+            if is == *value { Ok(()) } else { Err(format!("it is {is}")) }
+        }),
         Expect::Reason(n, text) => {
             let p = world.hosts.get(*n).and_then(|h| h.process.as_ref()).ok_or("the node is down")?;
             let reasons = p.node.view().status().reasons;

@@ -129,6 +129,8 @@ pub struct Host {
     pub join: Vec<String>,
     /// Identity of its data.
     pub replica: ReplicaId,
+    /// It founds the control plane.
+    pub founds: bool,
     /// Starts so far.
     pub incarnation: Incarnation,
     /// Is the process running?
@@ -175,6 +177,7 @@ impl Host {
             url: format!("http://n{}:9000", number + 1),
             join: Vec::new(),
             replica,
+            founds: number == 0,
             incarnation: Incarnation(0),
             power: Power::Down,
             epoch: 0,

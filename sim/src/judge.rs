@@ -113,6 +113,9 @@ pub fn disagreement(world: &World) -> Option<String> {
             return Some(format!("n{} has work left: {:?}", n + 1, p.node.view().unfinished()));
         }
     }
+    if let Some(why) = crate::plane::unsettled(world) {
+        return Some(why);
+    }
     for (n, m) in members.iter().flat_map(|n| members.iter().map(move |m| (*n, *m))) {
         let (host, other) = (&world.hosts[n], &world.hosts[m]);
         let known = host.process.as_ref().and_then(|p| p.node.view().member(other.replica));

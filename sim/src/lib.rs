@@ -22,6 +22,7 @@ pub mod judge;
 pub mod ledger;
 pub mod net;
 pub mod plan;
+pub mod plane;
 pub mod profile;
 pub mod queue;
 pub mod reference;

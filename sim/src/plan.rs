@@ -3,6 +3,7 @@
 //! A line is `[@SECONDS] COMMAND`. Without a time a command follows the one before it at once. `docs/simulator.md` lists
 //! the commands; [`Command`] is their meaning.
 
+use crate::plane::PlaneRequest;
 use ice_core::config::Ending;
 use ice_core::event::Ack;
 use ice_core::time::{Instant, Span};
@@ -80,6 +81,8 @@ pub enum Expect {
     Saw(String),
     /// The first node thinks of the second as `up`, `suspect`, `down` or `unknown`.
     Peer(usize, usize, String),
+    /// A key of the store is this on these nodes; `-` is nothing.
+    Key(Vec<usize>, String, String),
     /// A node gives a reason with this text in its status.
     Reason(usize, String),
 }
@@ -95,6 +98,13 @@ pub enum Command {
         direct: bool,
         /// What.
         op: UserOp,
+    },
+    /// A user asks a node's control plane for something.
+    Plane {
+        /// The node, from 0.
+        node: usize,
+        /// What.
+        request: PlaneRequest,
     },
     /// The node compares its disk with what it believes.
     Scan(usize),
@@ -187,6 +197,12 @@ pub struct Setup {
     pub scan: Option<Span>,
     /// Pages of a checkpoint before they are committed.
     pub pages: Option<usize>,
+    /// Nodes have a control plane; the first one founds it.
+    pub control: bool,
+    /// Entries that its log keeps; drawn from the seed if not given.
+    pub keep: Option<u64>,
+    /// How long a voter may be down before it is replaced; drawn from the seed if not given.
+    pub dead: Option<Span>,
     /// Exactly one user writes: a simple model must agree.
     pub single_writer: bool,
     /// Known to fail; why.
@@ -204,6 +220,9 @@ impl Default for Setup {
             checkpoint: None,
             scan: None,
             pages: None,
+            control: false,
+            keep: None,
+            dead: None,
             single_writer: false,
             open: None,
         }
@@ -382,6 +401,7 @@ fn expect(w: &mut Words<'_>) -> Result<Expect, String> {
         "fsync" => Expect::Fsync(w.node()?, w.owned("outcome")?),
         "saw" => Expect::Saw(w.owned("name")?),
         "peer" => Expect::Peer(w.node()?, w.node()?, w.owned("state")?),
+        "key" => Expect::Key(w.nodes()?, w.owned("key")?, w.owned("value")?),
         "reason" => Expect::Reason(w.node()?, w.0.by_ref().collect::<Vec<_>>().join(" ")),
         _ => return Err(format!("expect {what}: not known")),
     })
@@ -393,6 +413,10 @@ fn command(text: &str) -> Result<Command, String> {
     let command = if let Some(n) = verb.strip_suffix(':') {
         let node = node(n)?;
         verb = w.word("what the user does")?;
+        if verb == "kv" {
+            let words: Vec<&str> = w.0.by_ref().collect();
+            return Ok(Command::Plane { node, request: PlaneRequest::parse(&words)? });
+        }
         let direct = verb == "direct";
         if direct {
             verb = w.word("what the user does")?;
@@ -504,6 +528,19 @@ impl Plan {
                     self.setup.retained = Some(n);
                     return Ok(());
                 }
+                "control" => {
+                    self.setup.control = value == "on";
+                    return Ok(());
+                }
+                "keep" => {
+                    let n = value.parse().map_err(|_| format!("keep {value:?}: not a number"))?;
+                    self.setup.keep = Some(n);
+                    return Ok(());
+                }
+                "dead-after" => {
+                    self.setup.dead = Some(span(value)?);
+                    return Ok(());
+                }
                 "scan-after" => {
                     self.setup.scan = Some(span(value)?);
                     return Ok(());
@@ -518,8 +555,8 @@ impl Plan {
                     return Ok(());
                 }
                 "bug" => {
-                    let bug = ice_core::bug::Bug::ALL.iter().find(|b| format!("{b:?}") == value);
-                    self.setup.bug = Some(*bug.ok_or_else(|| format!("{value:?} is not a planted bug"))?);
+                    let bug = ice_core::bug::Bug::all().find(|b| format!("{b:?}") == value);
+                    self.setup.bug = Some(bug.ok_or_else(|| format!("{value:?} is not a planted bug"))?);
                     return Ok(());
                 }
                 _ => {}
@@ -594,6 +631,7 @@ impl fmt::Display for Expect {
             Expect::Fsync(n, o) => write!(f, "fsync n{} {o}", n + 1),
             Expect::Saw(s) => write!(f, "saw {s}"),
             Expect::Peer(a, b, s) => write!(f, "peer n{} n{} {s}", a + 1, b + 1),
+            Expect::Key(n, k, v) => write!(f, "key {} {k} {v}", Nodes(n)),
             Expect::Reason(n, s) => write!(f, "reason n{} {s}", n + 1),
         }
     }
@@ -604,6 +642,7 @@ impl fmt::Display for Command {
         match self {
             Command::User { node, direct: false, op } => write!(f, "n{}: {op}", node + 1),
             Command::User { node, direct: true, op } => write!(f, "n{}: direct {op}", node + 1),
+            Command::Plane { node, request } => write!(f, "n{}: kv {request}", node + 1),
             Command::Scan(n) => write!(f, "scan n{}", n + 1),
             Command::Stop(n, e) => write!(f, "stop n{} {}", n + 1, ending_word(*e)),
             Command::StopAt(n, e, a, s) => write!(f, "stop-at n{} {} {a} {s}", n + 1, ending_word(*e)),
@@ -668,6 +707,15 @@ impl fmt::Display for Plan {
         if let Some(t) = s.checkpoint {
             writeln!(f, "checkpoint {}s", Time(t.0))?;
         }
+        if s.control {
+            writeln!(f, "control on")?;
+        }
+        if let Some(n) = s.keep {
+            writeln!(f, "keep {n}")?;
+        }
+        if let Some(t) = s.dead {
+            writeln!(f, "dead-after {}s", Time(t.0))?;
+        }
         if let Some(n) = s.pages {
             writeln!(f, "pages {n}")?;
         }
@@ -692,7 +740,7 @@ mod tests {
     #[test]
     fn a_plan_survives_being_written_and_read() {
         let text = "# A story.\nnodes 2\nseed 7\nprofile quiet\nwriter single\n\n@0.25 n1: write a/b one 70000\n\
-                    n2: direct rename a b\nstop-at n1 machine 3 1\nblackout n1\nblackout n2 lost\npartition n1 / n2\nwait 1.5s\nsettle 20s\n\
+                    n2: direct rename a b\nn1: kv put a w1 under l2 for 1500ms\nn2: kv watch all 3\nstop-at n1 machine 3 1\nblackout n1\nblackout n2 lost\npartition n1 / n2\nwait 1.5s\nsettle 20s\n\
                     expect content n1,n2 a/b one two\nexpect copies a/b 1\n";
         let plan = Plan::parse(text).expect("parses");
         let again = Plan::parse(&plan.to_string()).expect("parses again");

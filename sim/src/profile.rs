@@ -28,6 +28,15 @@ pub struct Profile {
     pub direct_per_mille: u32,
     /// How likely each kind of user operation is, as weights. In each run some kinds are left out.
     pub users: BTreeMap<UserKind, u32>,
+    /// Nodes have a control plane.
+    #[serde(default)]
+    pub control: bool,
+    /// What users ask of it, from and to.
+    #[serde(default)]
+    pub asks: (u64, u64),
+    /// How likely each kind of request is, as weights. In each run some kinds are left out.
+    #[serde(default)]
+    pub plane: BTreeMap<PlaneKind, u32>,
     /// How likely each kind of fault is, as weights. In each run some kinds are left out.
     #[serde(default)]
     pub trouble: BTreeMap<FaultKind, u32>,
@@ -74,6 +83,30 @@ pub enum UserKind {
     Save,
 }
 
+/// A kind of request to the control plane.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum PlaneKind {
+    Put,
+    Get,
+    Look,
+    Del,
+    Cas,
+    Append,
+    /// Grants a lease, puts a key under it, and keeps it alive for a while.
+    Lease,
+    /// Takes a lock, and gives it back after a while.
+    Lock,
+    Watch,
+    Compact,
+    Lead,
+    /// A value of some hundred kilobytes.
+    Big,
+    /// Many small puts at once.
+    Burst,
+}
+
 /// A kind of fault. Each ends by itself after a while.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,6 +133,8 @@ pub enum FaultKind {
     Leave,
     Replace,
     Blackout,
+    /// The process dies, and comes back long after it was given up.
+    LongCrash,
 }
 
 const BUILT_IN: &[(&str, &str)] = &[
@@ -112,6 +147,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("acknowledged", include_str!("../../configs/sim/acknowledged.yaml")),
     ("two-nodes", include_str!("../../configs/sim/two-nodes.yaml")),
     ("saves", include_str!("../../configs/sim/saves.yaml")),
+    ("control", include_str!("../../configs/sim/control.yaml")),
     ("single-writer", include_str!("../../configs/sim/single-writer.yaml")),
 ];
 
@@ -144,6 +180,7 @@ impl Profile {
             ("seconds", self.seconds),
             ("operations", self.operations),
             ("faults", self.faults),
+            ("asks", self.asks),
             ("delay_us", self.delay_us),
             ("jitter_us", self.jitter_us),
         ];

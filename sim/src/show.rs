@@ -151,6 +151,10 @@ pub fn message(m: &Message) -> String {
                 if *last { ", last" } else { "" }
             )
         }
+        Message::Control(m) => {
+            let text = format!("{m:?}");
+            text.chars().take(300).collect()
+        }
         other => format!("{other:?}"),
     }
 }

@@ -5,6 +5,7 @@ use crate::host::{Ask, Host, LastSync, Power, Process};
 use crate::ledger::Ledger;
 use crate::net::{Fate, Flight, Net};
 use crate::plan::Setup;
+use crate::plane::Plane;
 use crate::profile::Profile;
 use crate::queue::Queue;
 use crate::reference::Reference;
@@ -48,6 +49,8 @@ pub enum Ev {
     Scan(usize, u32),
     /// The process ends in order.
     Finish(usize, u32),
+    /// A watcher has taken what it was told.
+    Taken(usize, u32, Box<ice_core::control::Watching>),
 }
 
 /// A judge's verdict.
@@ -80,6 +83,8 @@ pub struct Rngs {
     pub host: Stream,
     /// When the scan after a start begins, and what else was carried out when a process was killed.
     pub late: Stream,
+    /// What concerns the control plane only.
+    pub plane: Stream,
 }
 
 /// See the module.
@@ -121,8 +126,37 @@ pub struct World {
     pub(crate) digest_every: u64,
     pub(crate) phase_over: bool,
     pub(crate) answers: BTreeMap<(usize, OpToken), Reply>,
+    pub(crate) plane: Plane,
+    pub(crate) limits: Limits,
     /// A blackout is due now: who was told that his `fsync` is good, and whether his disk is lost.
     pub(crate) dark: Option<(usize, bool)>,
+}
+
+/// Limits of the control plane: small ones bring out what happens at them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    keep: u64,
+    dead: Span,
+    piece: usize,
+    settle: Span,
+}
+
+impl Limits {
+    fn draw(setup: &Setup) -> Limits {
+        let mut rng = Stream::new(setup.seed, "limits");
+        let keep = *rng.pick(&[0, 3, 20, 10_000]);
+        let dead = *rng.pick(&[Span::s(3), Span::s(8), Span::s(25), Span::s(300)]);
+        let piece = *rng.pick(&[1_500, 10_000, 1_000_000]);
+        let settle = *rng.pick(&[Span::s(0), Span::s(2), Span::s(5)]);
+        Limits { keep: setup.keep.unwrap_or(keep), dead: setup.dead.unwrap_or(dead), piece, settle }
+    }
+    fn config(&self, found: bool) -> ice_core::control::Config {
+        let mut c = ice_core::control::Config { found, keep_entries: self.keep, ..Default::default() };
+        c.piece_bytes = self.piece;
+        c.autopilot.dead_after = self.dead;
+        c.autopilot.settle = self.settle;
+        c
+    }
 }
 
 /// Events that a stopped process may have waiting; a real host's sockets would hold back the rest.
@@ -155,6 +189,7 @@ impl World {
                 crash: Stream::new(seed, "crash"),
                 host: Stream::new(seed, "host"),
                 late: Stream::new(seed, "late"),
+                plane: Stream::new(seed, "plane"),
             },
             speed: Speed { disk_ns: profile.disk_us * 1000 },
             retained: usize::MAX,
@@ -173,6 +208,8 @@ impl World {
             phase_over: false,
             answers: BTreeMap::new(),
             dark: None,
+            plane: Plane::default(),
+            limits: Limits::draw(setup),
         };
         // Small limits bring out what happens at them.
         let retained = *rng.pick(&[usize::MAX, 200_000, 40, 8]);
@@ -235,7 +272,7 @@ impl World {
         let (n, epoch) = match &ev {
             Ev::Step(n, e) | Ev::Wake(n, e) | Ev::Wall(n, e) | Ev::Dialled(n, e, _) => (*n, *e),
             Ev::LogSync(n, e, ..) | Ev::Action(n, e, _) | Ev::GiveUpFetch(n, e, _) | Ev::Scan(n, e) => (*n, *e),
-            Ev::Finish(n, e) => (*n, *e),
+            Ev::Finish(n, e) | Ev::Taken(n, e, _) => (*n, *e),
             Ev::Deliver(link, side, _) | Ev::Down(link, side, _) => {
                 let end = self.net.links[*link].ends[*side];
                 (end.node, end.epoch)
@@ -304,6 +341,7 @@ impl World {
                 self.scan(n);
             }
             Ev::Finish(..) => self.stop(n, Ending::Clean),
+            Ev::Taken(_, _, what) => self.plane_taken(n, *what),
         }
     }
 
@@ -442,6 +480,11 @@ impl World {
         for notice in out.notice.drain(..) {
             self.notice(n, notice);
         }
+        let mut told = std::mem::take(&mut out.told);
+        if !told.is_empty() {
+            self.rngs.plane.shuffle(&mut told);
+        }
+        self.plane_step(n, told);
         let wake = out.wake;
         let again = out.again;
         if again {
@@ -597,6 +640,13 @@ impl World {
                 match &message {
                     Message::State { records, .. } if !records.is_empty() => self.sometimes.saw("state transfer used"),
                     Message::Want { .. } => self.sometimes.saw("operations asked for again"),
+                    Message::Control(m) => {
+                        if let ice_core::control::Message::Raft(m) = &**m
+                            && matches!(m.body, ice_core::raft::Body::Snapshot { .. })
+                        {
+                            self.sometimes.saw("snapshot of the store transferred");
+                        }
+                    }
                     _ => {}
                 }
                 let to = self.net.links[l].ends[1 - side].node;
@@ -722,6 +772,9 @@ impl World {
                 format!("n{} answered {token} {:?} late", n + 1, self.now.since(ask.due)),
             );
         }
+        if self.plane_answer(n, token, &reply) {
+            return;
+        }
         if ask.ack.is_some() {
             self.tell(|| format!("n{} fsync: {reply:?}", n + 1));
             match reply {
@@ -758,8 +811,14 @@ impl World {
     fn notice(&mut self, n: usize, notice: Notice) {
         self.tell(|| format!("n{} notices: {}", n + 1, crate::show::notice(&notice)));
         match notice {
-            Notice::PeerDown { .. } => self.sometimes.saw("member declared down"),
-            Notice::PeerRecover(_) => self.sometimes.saw("member recovered"),
+            Notice::PeerDown { member, .. } => {
+                self.doubts(n, member.replica, true);
+                self.sometimes.saw("member declared down");
+            }
+            Notice::PeerRecover(member) => {
+                self.doubts(n, member.replica, false);
+                self.sometimes.saw("member recovered");
+            }
             Notice::Conflict { .. } => self.sometimes.saw("conflict copy made"),
             _ => {}
         }
@@ -777,6 +836,7 @@ impl World {
         let (twins, tapes) = (self.twins, self.tapes);
         let (retained, checkpoint) = (self.retained, self.checkpoint);
         let pages = self.setup.pages.unwrap_or(Config::new(ReplicaId(0), "").checkpoint_pages);
+        let control = self.setup.control.then(|| self.limits.config(self.hosts[n].founds));
         let host = &mut self.hosts[n];
         host.incarnation = Incarnation(host.incarnation.0 + 1);
         host.epoch += 1;
@@ -788,6 +848,7 @@ impl World {
         config.checkpoint_after = checkpoint;
         config.checkpoint_pages = pages;
         config.bug = bug;
+        config.control = control;
         let mut pool = crate::content::Pool::default();
         let disk = host.disk.recover(host.ending, &mut pool);
         let node = Node::recover(config.clone(), seed, disk.clone());
@@ -871,6 +932,7 @@ impl World {
             self.finish_unheard(n);
         }
         let Some(process) = self.hosts[n].process.take() else { return };
+        self.plane_ended(n);
         self.tell(|| format!("n{} ends: {ending:?}", n + 1));
         if let Some(tape) = process.tape {
             let name = format!("{}-{}", self.hosts[n].name, self.hosts[n].incarnation.0);
@@ -960,6 +1022,7 @@ fn clear(out: &mut Outbox) {
     out.io.clear();
     out.reply.clear();
     out.notice.clear();
+    out.told.clear();
     out.release.clear();
     out.wake = None;
     out.again = false;

@@ -47,6 +47,7 @@ profiles! {
     two_node_seeds "two-nodes" 30;
     single_writer_seeds "single-writer" 30;
     saves_seeds "saves" 30;
+    control_seeds "control" 40;
 }
 
 #[test]
