@@ -175,6 +175,9 @@ pub enum OpBody {
         entry: EntryId,
         /// Newest content version known to the deleter. A newer one means a concurrent edit and brings the entry back.
         saw: Stamp,
+        /// The deleter knew of no other name that was left: he deleted the file. Otherwise he deleted one name, and
+        /// relied on the others for the bytes.
+        last: bool,
     },
     /// One group of attributes changes.
     SetAttr {

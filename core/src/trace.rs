@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// The format described here.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// One frame.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

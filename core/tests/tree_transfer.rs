@@ -18,7 +18,7 @@ fn stamps(r: &StateRecord) -> Vec<Stamp> {
     v.extend(r.xattrs.iter().map(|x| x.stamp));
     for e in &r.entries {
         v.extend(e.places.iter().map(|p| p.stamp));
-        v.extend(e.removed.iter().map(|x| x.0));
+        v.extend(e.removed.iter().map(|x| x.at));
     }
     v.retain(|s| !s.is_zero());
     v

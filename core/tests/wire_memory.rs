@@ -5,7 +5,7 @@ use ice_core::limits::MESSAGE_MAX_BYTES;
 use ice_core::message::{Beat, Held, Hello, Mark, MemberInfo, Message};
 use ice_core::op::{Attrs, ContentDigest, Kind, Make, Op, OpBody};
 use ice_core::time::{Hlc, Stamp, UnixTime};
-use ice_core::tree::{EntryRecord, PlaceRecord, StateRecord, Version, XattrRecord};
+use ice_core::tree::{EntryRecord, PlaceRecord, Removal, StateRecord, Version, XattrRecord};
 use ice_core::wire::{self, WireError};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,6 +43,10 @@ fn peak<R>(work: impl FnOnce() -> R) -> (R, usize) {
     PEAK.store(before, Ordering::Relaxed);
     let result = work();
     (result, PEAK.load(Ordering::Relaxed) - before)
+}
+
+fn removal(at: Stamp) -> Removal {
+    Removal { at, saw: at, last: true }
 }
 
 fn small_record() -> StateRecord {
@@ -113,12 +117,12 @@ fn short_messages_do_not_swell() {
     };
     let held = |n: usize| Held { log: vec![mark; n], content: Vec::new(), clock: Hlc(0) };
     let messages: Vec<(&str, Vec<u8>)> = vec![
-        ("ops", full(|n| ops(OpBody::Remove { entry: EntryId(0), saw: zero }, n))),
+        ("ops", full(|n| ops(OpBody::Remove { entry: EntryId(0), saw: zero, last: true }, n))),
         ("ops that place", full(|n| ops(put(None), n))),
         ("ops that make", full(|n| ops(put(Some(make.clone())), n))),
         ("records", full(|n| state(vec![small_record(); n]))),
         ("versions", full(|n| with(&|r| r.versions = vec![version; n]))),
-        ("early", full(|n| with(&|r| r.early = vec![(EntryId(0), zero, zero); n]))),
+        ("early", full(|n| with(&|r| r.early = vec![(EntryId(0), removal(zero)); n]))),
         (
             "entries",
             full(|n| {
@@ -203,15 +207,15 @@ fn large_messages_of_ours_are_understood() {
             EntryRecord {
                 id: EntryId(u128::MAX),
                 places: vec![PlaceRecord { stamp, parent: InodeId(u128::MAX), name, base: true }],
-                removed: vec![(stamp, stamp)],
+                removed: vec![removal(stamp)],
             };
             2
         ],
-        early: vec![(EntryId(u128::MAX), stamp, stamp); 3],
+        early: vec![(EntryId(u128::MAX), removal(stamp)); 3],
         cut: stamp,
     };
     let mark = Mark { origin: ReplicaId(u64::MAX), seq: 1 << 40, time: Hlc(1 << 60) };
-    let remove = OpBody::Remove { entry: EntryId(u128::MAX), saw: stamp };
+    let remove = OpBody::Remove { entry: EntryId(u128::MAX), saw: stamp, last: true };
     for message in [
         state(vec![record; 4000]),
         ops(remove, 512),

@@ -18,7 +18,7 @@ const PAGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("pages");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// Version of what the tables mean.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Bytes of memory that redb may use for its page cache: enough for the upper levels of a tree of a million pages. The
 /// kernel caches the file as well.
 const CACHE_BYTES: usize = 8 << 20;

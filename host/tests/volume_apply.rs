@@ -77,14 +77,14 @@ fn remote_moves_links_attributes_and_removals() {
     let second = EntryId::derive_link(InodeId::ROOT, &name("h"), f, 0);
     rig.core.remote(OpBody::Place { entry: second, inode: f, parent: InodeId::ROOT, name: name("h"), make: None });
     let e = EntryId::derive(d, &name("e"), &Kind::Dir, 0);
-    rig.core.remote(OpBody::Remove { entry: e, saw: Stamp::ZERO });
+    rig.core.remote(OpBody::Remove { entry: e, saw: Stamp::ZERO, last: true });
     rig.quiet();
     let st = fs::metadata(rig.path("h")).unwrap();
     assert_eq!((st.nlink(), st.uid(), st.mode() & 0o7777), (2, 8, 0o400));
     assert_eq!(rig.list("d"), [""; 0]);
     let saw = rig.held(f);
-    rig.core.remote(OpBody::Remove { entry, saw });
-    rig.core.remote(OpBody::Remove { entry: second, saw });
+    rig.core.remote(OpBody::Remove { entry, saw, last: false });
+    rig.core.remote(OpBody::Remove { entry: second, saw, last: true });
     rig.quiet();
     assert_eq!(rig.list(""), ["d"]);
     assert_eq!(rig.core.failed.lock().unwrap().as_slice(), []);
@@ -186,9 +186,9 @@ fn what_was_edited_directly_is_not_overwritten() {
     fs::write(rig.path("d/new"), "inside").unwrap();
     rig.remote_content(f, rig.held(f), b"theirs");
     let g_entry = EntryId::derive(InodeId::ROOT, &name("g"), &Kind::File, 0);
-    rig.core.remote(OpBody::Remove { entry: g_entry, saw: rig.held(g) });
+    rig.core.remote(OpBody::Remove { entry: g_entry, saw: rig.held(g), last: true });
     let d_entry = EntryId::derive(InodeId::ROOT, &name("d"), &Kind::Dir, 0);
-    rig.core.remote(OpBody::Remove { entry: d_entry, saw: Stamp::ZERO });
+    rig.core.remote(OpBody::Remove { entry: d_entry, saw: Stamp::ZERO, last: true });
     rig.wait("all three refusals", || {
         rig.core.failed.lock().unwrap().iter().filter(|e| **e == IoError::Changed).count() >= 3
     });
@@ -613,7 +613,7 @@ fn a_directory_keeps_the_times_that_were_set_after_what_comes_late() {
     rig.core.pump();
     rig.quiet();
     assert_eq!((rig.list("d"), mtime()), (vec!["f".into(), "gone".into(), "late".into()], (9, 10)));
-    rig.core.tree(|t| t.integrate(early[2], &OpBody::Remove { entry: entry("gone"), saw: Stamp::ZERO }));
+    rig.core.tree(|t| t.integrate(early[2], &OpBody::Remove { entry: entry("gone"), saw: Stamp::ZERO, last: true }));
     rig.core.pump();
     rig.remote_content(f, Stamp::ZERO, b"bytes");
     rig.quiet();
@@ -629,7 +629,7 @@ fn a_directory_keeps_the_times_that_were_set_after_what_comes_late() {
     rig.quiet();
     assert_eq!((rig.read("d/f"), mtime()), (b"other bytes".to_vec(), (11, 12)));
     let entry = entry("late");
-    rig.core.remote(OpBody::Remove { entry, saw: Stamp::ZERO });
+    rig.core.remote(OpBody::Remove { entry, saw: Stamp::ZERO, last: true });
     rig.quiet();
     assert!(mtime() > (1_000_000, 0), "{:?}", mtime());
     rig.assert_agree();

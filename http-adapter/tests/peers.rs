@@ -609,7 +609,7 @@ fn stops<R: Runtime>(rt: R) {
     assert!(matches!(fetched(&a.events, 1), IoResult::Failed(_)));
     std::thread::sleep(Duration::from_millis(20));
     assert!(a.events.all().is_empty(), "each is answered once");
-    let removal = OpBody::Remove { entry: EntryId(1), saw: Stamp::ZERO };
+    let removal = OpBody::Remove { entry: EntryId(1), saw: Stamp::ZERO, last: true };
     say(&a, at_a, ops(vec![Op { origin: ReplicaId(1), seq: 1, time: Hlc(1), body: removal, payload: None }]));
     a.stop();
     b.stop();

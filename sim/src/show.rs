@@ -23,7 +23,10 @@ pub fn op(op: &Op) -> String {
             let what = make.as_ref().map_or("place", |_| "create");
             format!("{what} {} {} as {}/{name}", short(entry), short(inode), short(parent))
         }
-        OpBody::Remove { entry, saw } => format!("remove {} which saw {}", short(entry), saw.time.0),
+        OpBody::Remove { entry, saw, last } => {
+            let other = if *last { "" } else { ", not the last name" };
+            format!("remove {} which saw {}{other}", short(entry), saw.time.0)
+        }
         OpBody::SetAttr { inode, attr } => format!("attr {} {attr:?}", short(inode)),
         OpBody::SetContent { inode, base, size, digest, .. } => {
             format!("content {} {size} bytes {digest:?} on {}", short(inode), base.time.0)
@@ -36,7 +39,7 @@ pub fn op(op: &Op) -> String {
 fn state(r: &StateRecord) -> String {
     let entry = |e: &EntryRecord| {
         let places = e.places.iter().map(|p| format!("{}/{}@{}", short(&p.parent), p.name, p.stamp.time.0));
-        let removed = e.removed.iter().map(|(at, saw)| format!("removed@{} which saw {}", at.time.0, saw.time.0));
+        let removed = e.removed.iter().map(|r| format!("removed@{} which saw {}", r.at.time.0, r.saw.time.0));
         format!("{} {}", short(&e.id), places.chain(removed).collect::<Vec<_>>().join(", "))
     };
     let entries: Vec<String> = r.entries.iter().map(entry).collect();

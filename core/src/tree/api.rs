@@ -141,6 +141,17 @@ pub struct Version {
     pub mtime: UnixTime,
 }
 
+/// One deletion of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Removal {
+    /// When.
+    pub at: Stamp,
+    /// The content version that the deleter had seen.
+    pub saw: Stamp,
+    /// The deleter knew of no other name of the file that was left.
+    pub last: bool,
+}
+
 /// Everything known about one inode and its entries, for state transfer: each register with its stamp, so that it can be
 /// merged into whatever the receiver knows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -166,7 +177,7 @@ pub struct StateRecord {
     /// The entries that name it, the deleted ones included.
     pub entries: Vec<EntryRecord>,
     /// Only with the root: deletions of entries that the speaker does not know yet.
-    pub early: Vec<(EntryId, Stamp, Stamp)>,
+    pub early: Vec<(EntryId, Removal)>,
     /// Up to here the speaker has dropped what every member knows.
     pub cut: Stamp,
 }
@@ -178,8 +189,8 @@ impl StateRecord {
         let value = |x: &XattrRecord| x.value.as_ref().map_or(0, |v| v.len());
         let xattrs: usize = self.xattrs.iter().map(|x| 64 + x.name.len() + value(x)).sum();
         let places = |e: &EntryRecord| e.places.iter().map(|p| 64 + p.name.as_bytes().len()).sum::<usize>();
-        let entries: usize = self.entries.iter().map(|e| 64 + places(e) + 32 * e.removed.len()).sum();
-        256 + target + xattrs + entries + 80 * self.versions.len() + 48 * self.early.len()
+        let entries: usize = self.entries.iter().map(|e| 64 + places(e) + 40 * e.removed.len()).sum();
+        256 + target + xattrs + entries + 80 * self.versions.len() + 56 * self.early.len()
     }
 
     /// The stamps of everything that is said in it.
@@ -211,14 +222,14 @@ pub struct EntryRecord {
     pub id: EntryId,
     /// Where it was put, oldest first. For what is not a directory only the latest.
     pub places: Vec<PlaceRecord>,
-    /// When it was deleted, and which content version the deleter had seen; oldest first.
-    pub removed: Vec<(Stamp, Stamp)>,
+    /// Its deletions, oldest first.
+    pub removed: Vec<Removal>,
 }
 
 impl EntryRecord {
     /// The stamps of its placements and deletions.
     pub fn stamps(&self) -> impl Iterator<Item = Stamp> + '_ {
-        self.places.iter().map(|p| p.stamp).chain(self.removed.iter().map(|r| r.0))
+        self.places.iter().map(|p| p.stamp).chain(self.removed.iter().map(|r| r.at))
     }
 }
 

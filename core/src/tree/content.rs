@@ -8,14 +8,17 @@ use crate::time::Stamp;
 
 impl Tree {
     /// If a new life under an old id began: the last deletion before it, and the newest version that its deleters saw.
-    pub(super) fn floor(&self, i: u32) -> Option<Removal> {
+    pub(super) fn floor(&self, i: u32) -> Option<(Stamp, Stamp)> {
         let n = &self.inodes[i];
         if n.entry == super::NONE {
             return None;
         }
         let made = self.stamp(n.make);
-        let later = |a: Removal, b: Removal| (a.0.max(b.0), a.1.max(b.1));
-        let before = |e: u32| self.removed.get(&e).into_iter().flatten().filter(|(at, _)| *at < made).copied();
+        let later = |a: (Stamp, Stamp), b: (Stamp, Stamp)| (a.0.max(b.0), a.1.max(b.1));
+        let before = |e: u32| {
+            let all = self.removed.get(&e).into_iter().flatten();
+            all.filter(|r| r.at < made).map(|r| (r.at, r.saw))
+        };
         if !n.has(MULTI) {
             let e = &self.entries[n.entry];
             return if e.has(REMOVED) && e.has(FIRST) { before(n.entry).reduce(later) } else { None };

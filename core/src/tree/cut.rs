@@ -60,10 +60,10 @@ impl Tree {
             self.orphans.remove(&(s, i));
             self.visit_orphan(i);
         }
-        if self.early.values().any(|r| r.iter().any(|(at, _)| *at <= self.agreed)) {
+        if self.early.values().any(|r| r.iter().any(|r| r.at <= self.agreed)) {
             self.touch(ROOT);
             let cut = self.agreed;
-            self.early.values_mut().for_each(|r| r.retain(|(at, _)| *at > cut));
+            self.early.values_mut().for_each(|r| r.retain(|r| r.at > cut));
             self.early.retain(|_, r| !r.is_empty());
         }
         self.settle();
@@ -79,7 +79,7 @@ impl Tree {
     pub(super) fn bury(&mut self, e: u32) {
         let n = &self.entries[e];
         if n.has(REMOVED) {
-            let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
+            let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.at);
             self.graves.insert((last, e));
         } else if n.has(FORGOTTEN) {
             self.graves.insert((Stamp::ZERO, e));
@@ -123,7 +123,7 @@ impl Tree {
         let i = n.inode;
         let place = self.stamp(n.place);
         let (live, removed, forgotten) = (n.has(LIVE), n.has(REMOVED), n.has(FORGOTTEN));
-        let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
+        let last = self.removed.get(&e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.at);
         if self.has_bug(Bug::ForgetTombstone) && removed && !live && !self.is_seated(e) && !self.work.is_busy(i) {
             self.purge(e);
             return true;
@@ -173,9 +173,8 @@ impl Tree {
             self.graves.insert((*s, e));
             return true;
         }
-        if self.inodes[i].has(MULTI) && removed && self.last_name_to_go(e) {
-            // Which name comes back is decided by the last deletion: it goes last. Look again when the others have gone.
-            return true;
+        if self.inodes[i].has(MULTI) && removed && self.decides_for_others(e) {
+            return true; // Looked at again when another name goes, or has a place again.
         }
         let last = self.last_register(i);
         if last > self.agreed {
@@ -194,14 +193,6 @@ impl Tree {
         registers.chain(self.xattrs_raw(i).map(|(_, x)| x.stamp)).max().unwrap_or(Stamp::ZERO)
     }
 
-    /// No name of the file is left, and this one was deleted last.
-    fn last_name_to_go(&self, e: u32) -> bool {
-        let i = self.entries[e].inode;
-        let last = |e: u32| (self.removed.get(&e).and_then(|r| r.last()).map(|r| r.0), self.entries[e].id());
-        let others: Vec<u32> = self.entries_of(i).into_iter().filter(|o| *o != e).collect();
-        !others.iter().any(|o| self.entries[*o].has(LIVE)) && others.iter().all(|o| last(*o) < last(e))
-    }
-
     /// The deletions no longer matter; what they hid of an earlier life goes with them.
     fn forget_removals(&mut self, e: u32) {
         let i = self.entries[e].inode;
@@ -209,6 +200,11 @@ impl Tree {
         self.forget_earlier_life(i);
         self.removed.remove(&e);
         self.entries[e].set(REMOVED, false);
+        if self.inodes[i].has(MULTI) {
+            for other in self.entries_of(i) {
+                self.bury(other);
+            }
+        }
     }
 
     /// Drops what an earlier life left in the registers. The inode is touched already.

@@ -3,7 +3,7 @@
 use super::model::*;
 use super::names::conflict_name;
 use super::plan::{Kept, Work};
-use super::{Conflict, Have, LocalOp, LocalOutcome, Mint, ROOT, Tree, Version};
+use super::{Conflict, Have, LocalOp, LocalOutcome, Mint, ROOT, Removal, Tree, Version};
 use crate::action::LogRecord;
 use crate::bug::Bug;
 use crate::ids::{EntryId, InodeId, Name};
@@ -24,19 +24,20 @@ pub(super) enum Verdict {
 }
 
 impl Tree {
-    /// All names were deleted (or deleted before a new life began) by somebody who had this version; or some of them before it
-    /// was written under the others.
+    /// Somebody who had this version deleted the last name that he knew of (or did so before a new life began); or all names
+    /// were deleted by those who had it.
     fn deleted_knowingly(&self, i: u32, version: Stamp) -> bool {
         let entries = self.entries_of(i);
         let made = self.stamp(self.inodes[i].make);
-        let by = |e: &u32, counts: &dyn Fn(Stamp, Stamp) -> bool| {
+        let by = |e: &u32, counts: &dyn Fn(&Removal) -> bool| {
             let n = &self.entries[*e];
             let place = self.stamp(n.place);
             let holds = |at: Stamp| at > place || (n.has(FIRST) && at < made);
-            self.removed.get(e).is_some_and(|r| r.iter().any(|(at, saw)| holds(*at) && counts(*at, *saw)))
+            let knew = |r: &Removal| r.saw == version && holds(r.at);
+            self.removed.get(e).is_some_and(|r| r.iter().any(|r| knew(r) && counts(r)))
         };
-        let knew = |e: &u32| by(e, &|_, saw| saw == version);
-        entries.iter().any(knew) && entries.iter().all(|e| knew(e) || by(e, &|at, _| at < version))
+        let file = entries.iter().any(|e| by(e, &|r| r.last));
+        file || (!entries.is_empty() && entries.iter().all(|e| by(e, &|_| true)))
     }
 
     /// Somebody deleted it who had seen a version that has not come here yet, while disk holds an older one.
@@ -45,8 +46,7 @@ impl Tree {
         let known = |v: Stamp| {
             v <= self.agreed || v == self.stamp(self.inodes[i].content) || self.versions.contains_key(&(i, v))
         };
-        let unseen =
-            |e: &u32| self.removed.get(e).is_some_and(|r| r.iter().any(|(_, saw)| *saw > held && !known(*saw)));
+        let unseen = |e: &u32| self.removed.get(e).is_some_and(|r| r.iter().any(|r| r.saw > held && !known(r.saw)));
         self.inodes[i].tag == Tag::File && !held.is_zero() && self.entries_of(i).iter().any(unseen)
     }
 

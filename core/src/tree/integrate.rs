@@ -1,7 +1,7 @@
 //! Operations become part of the tree: in any order, any number of times.
 
 use super::model::*;
-use super::{Tree, Version};
+use super::{Removal, Tree, Version};
 use crate::event::Witness;
 use crate::ids::{EntryId, InodeId, Name};
 use crate::limits;
@@ -26,7 +26,9 @@ impl Tree {
             OpBody::Place { entry, inode, parent, name, make } => {
                 self.op_place(stamp, *entry, *inode, *parent, name, make.as_deref());
             }
-            OpBody::Remove { entry, saw } => self.op_remove(stamp, *entry, *saw),
+            OpBody::Remove { entry, saw, last } => {
+                self.op_remove(*entry, Removal { at: stamp, saw: *saw, last: *last });
+            }
             OpBody::SetAttr { inode, attr } => {
                 let i = self.intern_inode(*inode, stamp);
                 self.touch(i);
@@ -237,17 +239,17 @@ impl Tree {
         true
     }
 
-    fn op_remove(&mut self, stamp: Stamp, entry: EntryId, saw: Stamp) {
+    fn op_remove(&mut self, entry: EntryId, removal: Removal) {
         match self.entry_of(entry) {
             Some(e) => {
                 self.touch(self.entries[e].inode);
-                self.add_removal(e, (stamp, saw));
+                self.add_removal(e, removal);
             }
             None => {
                 self.touch(super::ROOT);
                 let early = self.early.entry(entry).or_default();
-                if !early.iter().any(|(at, _)| *at == stamp) {
-                    early.push((stamp, saw));
+                if !early.iter().any(|r| r.at == removal.at) {
+                    early.push(removal);
                     early.sort_unstable();
                 }
             }
@@ -268,7 +270,7 @@ impl Tree {
     /// The inode is touched already.
     pub(super) fn add_removal(&mut self, e: u32, removal: Removal) {
         let list = self.removed.entry(e).or_default();
-        match list.binary_search_by_key(&removal.0, |r| r.0) {
+        match list.binary_search_by_key(&removal.at, |r| r.at) {
             Ok(_) => {}
             Err(at) => list.insert(at, removal),
         }

@@ -3,9 +3,10 @@
 use super::model::*;
 use super::names::is_marked;
 use super::slab::NONE;
-use super::{ROOT, Tree, plan};
+use super::{ROOT, Removal, Tree, plan};
 use crate::bug::Bug;
 use crate::time::Stamp;
+use alloc::vec::Vec;
 
 impl Tree {
     /// No deletion counts against its placement.
@@ -18,18 +19,25 @@ impl Tree {
             return true;
         }
         let place = self.stamp(n.place);
-        self.removed.get(&e).is_none_or(|r| r.iter().all(|(at, _)| *at < place))
+        self.removed.get(&e).is_none_or(|r| r.iter().all(|r| r.at < place))
+    }
+
+    /// It is one of the names that its file has or had: known with its place, and not forgotten.
+    fn is_name(&self, e: u32) -> bool {
+        let n = &self.entries[e];
+        !n.has(FORGOTTEN) && n.name.is_some()
+    }
+
+    /// The deletions that count against its placement.
+    fn removals(&self, e: u32) -> impl Iterator<Item = Removal> + '_ {
+        let place = self.stamp(self.entries[e].place);
+        let all = self.removed.get(&e).filter(|_| self.is_name(e)).into_iter().flatten();
+        all.filter(move |r| r.at > place).copied()
     }
 
     /// Its last deletion and the newest version that any deleter (whose deletion counts) had seen.
-    fn removal(&self, e: u32) -> Option<(Stamp, Stamp)> {
-        let n = &self.entries[e];
-        if n.has(FORGOTTEN) || n.name.is_none() {
-            return None;
-        }
-        let place = self.stamp(n.place);
-        let counting = self.removed.get(&e)?.iter().filter(|(at, _)| *at > place);
-        counting.copied().reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
+    pub(super) fn removal(&self, e: u32) -> Option<(Stamp, Stamp)> {
+        self.removals(e).map(|r| (r.at, r.saw)).reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
     }
 
     /// Live by the registers of its inode alone.
@@ -47,12 +55,36 @@ impl Tree {
     fn revived(&self, e: u32) -> bool {
         let inode = self.entries[e].inode;
         let Some((last, saw)) = self.removal(e) else { return false };
-        if self.winner(inode).0 <= saw {
-            return false;
+        let winner = self.winner(inode).0;
+        if !self.inodes[inode].has(MULTI) {
+            return winner > saw;
         }
         let mine = (last, self.entries[e].id());
         let earlier = |o: u32| self.removal(o).is_none_or(|r| (r.0, self.entries[o].id()) <= mine);
-        !self.inodes[inode].has(MULTI) || self.entries_of(inode).into_iter().all(|o| !self.unremoved(o) && earlier(o))
+        let entries = self.entries_of(inode);
+        entries.iter().all(|o| !self.unremoved(*o) && earlier(*o)) && !self.deleted_whole(&entries, winner)
+    }
+
+    /// Somebody who had seen this version, or a later one, deleted the last name that he knew of; or those who had seen it
+    /// deleted all these names.
+    fn deleted_whole(&self, entries: &[u32], version: Stamp) -> bool {
+        let mut names = entries.iter().copied().filter(|e| self.is_name(*e));
+        let file = names.clone().any(|e| self.removals(e).any(|r| r.last && r.saw >= version));
+        file || names.all(|e| self.removals(e).any(|r| r.saw >= version))
+    }
+
+    /// Whether the other names of the file are live or not rests on the deletion of this one.
+    pub(super) fn decides_for_others(&self, e: u32) -> bool {
+        let i = self.entries[e].inode;
+        if self.inodes[i].tag != Tag::File {
+            return false;
+        }
+        let others: Vec<u32> = self.entries_of(i).into_iter().filter(|o| *o != e && self.is_name(*o)).collect();
+        if others.iter().any(|o| self.unremoved(*o)) {
+            return false;
+        }
+        let revived = others.iter().any(|o| self.entries[*o].has(LIVE));
+        revived || !self.deleted_whole(&others, self.winner(i).0)
     }
 
     fn is_live(&self, e: u32) -> bool {
@@ -112,6 +144,12 @@ impl Tree {
             }
             self.entries[e].set(LIVE, false);
             self.bury(e);
+            if self.inodes[inode].has(MULTI) {
+                // Whether other names can be forgotten may have rested on this one.
+                for other in self.entries_of(inode) {
+                    self.bury(other);
+                }
+            }
         }
         if parent != ROOT && self.inodes[parent].entry != NONE {
             self.recheck.insert(parent);

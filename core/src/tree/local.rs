@@ -145,11 +145,18 @@ impl Tree {
 
     fn issue_remove(&mut self, e: u32, to: &mut Issue<'_, '_>) {
         let i = self.entries[e].inode;
-        let saw = self.held(i).stamp;
         let witness = self.inodes[i].witness;
         let entry = self.entries[e].id();
         if self.entries[e].has(LIVE) && !self.entries[e].has(FORGOTTEN) {
-            self.issue(OpBody::Remove { entry, saw }, witness, to);
+            let others: Vec<u32> = self.entries_of(i).into_iter().filter(|o| *o != e).collect();
+            let last = !others.iter().any(|o| self.entries[*o].has(LIVE));
+            // Under a name that others deleted and that still stands here he sees the bytes live on: he speaks for no later
+            // ones than they did.
+            let doomed = others.into_iter().filter(|o| self.is_seated(*o) && !self.entries[*o].has(LIVE));
+            let theirs = doomed.filter_map(|o| self.removal(o)).map(|(_, saw)| saw).min();
+            let held = self.held(i).stamp;
+            let saw = theirs.map_or(held, |theirs| theirs.min(held));
+            self.issue(OpBody::Remove { entry, saw, last }, witness, to);
         } else {
             // It was deleted by somebody else already, only not on this disk: now it is.
             self.touch(i);

@@ -1,7 +1,7 @@
 //! State transfer: what is known of an inode as a record, and merging such records register by register.
 
 use super::model::*;
-use super::{EntryRecord, Knows, PlaceRecord, ROOT, StateRecord, Tree, Version, XattrRecord};
+use super::{EntryRecord, Knows, PlaceRecord, ROOT, Removal, StateRecord, Tree, Version, XattrRecord};
 use crate::bug::Bug;
 use crate::ids::InodeId;
 use crate::op::OpBody;
@@ -34,7 +34,7 @@ impl Tree {
             versions: self.versions.range((i, Stamp::ZERO)..=(i, Stamp::MAX)).map(|(_, v)| *v).collect(),
             xattrs: xattrs.collect(),
             entries: entries.map(|e| self.entry_record(e)).collect(),
-            early: early.iter().flat_map(|(id, r)| r.iter().map(|(at, saw)| (*id, *at, *saw))).collect(),
+            early: early.iter().flat_map(|(id, r)| r.iter().map(|r| (*id, *r))).collect(),
             cut: self.cut,
         }
     }
@@ -113,8 +113,9 @@ impl Tree {
             self.merge_content(i, r, theirs, ours);
             self.merge_entries(i, r, theirs, ours);
         } else {
-            for (id, at, saw) in &r.early {
-                self.integrate_unsettled(*at, &OpBody::Remove { entry: *id, saw: *saw });
+            for (entry, removal) in &r.early {
+                let Removal { at, saw, last } = *removal;
+                self.integrate_unsettled(at, &OpBody::Remove { entry: *entry, saw, last });
             }
         }
         if (won || self.inodes[i].mtime() != mtime) && self.shows(i) {

@@ -15,13 +15,15 @@
 //!   (`moves`).
 //! - A deletion counts against placements with an earlier stamp. It carries the content version that the deleter had on
 //!   disk: if all names of a file are deleted but newer content exists, the name that was deleted last comes back. A name
-//!   alone does not come back while the file has another one: its bytes are safe there. A deleted directory with a live
-//!   entry in it is live.
+//!   alone does not come back while the file has another one: its bytes are safe there. For the same reason who deletes a
+//!   name while he knows of another one does not delete the file: it is gone when somebody who had seen its content deleted
+//!   the last name that he knew of, or when every name was deleted by somebody who had seen it. A deleted directory with a
+//!   live entry in it is live.
 //! - Live entries of one directory and name: the latest placement shows the name, the others
 //!   `name.conflict-<replica>-<entry>` (`names`).
 //! - Content: the latest version wins. A version that no other was made from (a *head*) and that is not the winner lost a
 //!   conflict, unless its bytes are empty or equal to those of a version that won or that was overwritten knowingly, or
-//!   all names were deleted by somebody who had seen it. Its bytes are kept as a copy (`heads`).
+//!   the file was deleted by those who had seen it. Its bytes are kept as a copy (`heads`).
 //! - Attributes: the latest per group. A modification time belongs to the times or to the content, whichever is later.
 //! - An id is used again only after its deletion was forgotten here. Where it is not forgotten yet, a creation later than
 //!   the deletion begins a new life: content that the deleters had seen and extended attributes from before the deletion
@@ -60,8 +62,8 @@ mod store;
 mod sum;
 
 pub use api::{
-    Child, Conflict, Damaged, EntryRecord, InodeInfo, Listed, LocalOp, LocalOutcome, PlaceRecord, StateRecord, Step,
-    Ticket, Version, XattrRecord,
+    Child, Conflict, Damaged, EntryRecord, InodeInfo, Listed, LocalOp, LocalOutcome, PlaceRecord, Removal, StateRecord,
+    Step, Ticket, Version, XattrRecord,
 };
 
 pub use found::{ByBytes, ByPlace, Bygone, Carried, Removed, Seen};
@@ -72,7 +74,7 @@ use crate::time::Stamp;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use model::{Entry, HeldContent, Inode, Move, Place, Removal, Seat, Tag, Xattr};
+use model::{Entry, HeldContent, Inode, Move, Place, Seat, Tag, Xattr};
 use serde::{Deserialize, Serialize};
 use slab::{Ids, NONE, Replicas, Slab};
 

@@ -213,9 +213,6 @@ pub(super) struct HeldContent {
     pub(super) bytes: Option<(u64, ContentDigest)>,
 }
 
-/// One deletion: when, and which version of the content the deleter had seen.
-pub(super) type Removal = (Stamp, Stamp);
-
 /// One extended attribute.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Xattr {

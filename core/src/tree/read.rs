@@ -92,7 +92,7 @@ impl Tree {
     /// or to take it away, late must then leave them as they are. `None` as well where one of the two is not known.
     pub fn times_set_after(&self, dir: InodeId, inode: InodeId) -> Option<(UnixTime, UnixTime)> {
         let (d, i) = (self.inode_of(dir)?, self.inode_of(inode)?);
-        let gone = |e: &u32| self.removed.get(e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.0);
+        let gone = |e: &u32| self.removed.get(e).and_then(|r| r.last()).map_or(Stamp::ZERO, |r| r.at);
         let last = |e: u32| self.stamp(self.entries[e].place).max(gone(&e));
         let named = self.entries_of(i).into_iter().map(last).max()?;
         let node = &self.inodes[d];

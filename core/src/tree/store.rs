@@ -183,8 +183,8 @@ impl Tree {
             self.version_ages.insert((v.stamp, i));
         }
         self.heads.extend(heads.into_iter().map(|s| (i, s)));
-        for (id, at, saw) in r.early {
-            self.early.entry(id).or_default().push((at, saw));
+        for (id, removal) in r.early {
+            self.early.entry(id).or_default().push(removal);
         }
         let known = r.entries.len();
         for (n, (record, spot)) in r.entries.into_iter().chain(forgotten).zip(spots).enumerate() {

@@ -155,8 +155,8 @@ impl Tree {
             any = true;
             let e = &self.entries[*e];
             h.id(e.id().0).stamp(self.stamp(e.place)).name(e.name.as_ref());
-            for (at, saw) in removed {
-                h.stamp(*at).stamp(*saw);
+            for r in removed {
+                h.stamp(r.at).stamp(r.saw).n(u64::from(r.last));
             }
         }
         for s in entries.iter().filter(|e| self.entries[**e].has(LOGGED)).flat_map(|e| self.moves_of(*e)) {
@@ -173,8 +173,8 @@ impl Tree {
             for (id, removed) in &self.early {
                 any = true;
                 h.id(id.0);
-                for (at, saw) in removed {
-                    h.stamp(*at).stamp(*saw);
+                for r in removed {
+                    h.stamp(r.at).stamp(r.saw).n(u64::from(r.last));
                 }
             }
         }

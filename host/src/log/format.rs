@@ -3,7 +3,7 @@
 //! | header at | bytes | |
 //! |---|---|---|
 //! | 0 | 8 | `ICELOG\r\n` |
-//! | 8 | 4 | version of the format, and of the records' encoding: 2 (postcard) |
+//! | 8 | 4 | version of the format, and of the records' encoding: 3 (postcard) |
 //! | 12 | 4 | salt: seed of the CRC of this segment's records |
 //! | 16 | 8 | number of the segment |
 //! | 24 | 8 | index of the first record |
@@ -26,7 +26,7 @@
 use ice_core::action::LogRecord;
 
 /// Version of the format.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Where records begin. A block of its own, so that writing records never touches the header.
 pub const HEADER_BYTES: usize = 4096;
 /// What stands before each record.
@@ -181,7 +181,7 @@ mod tests {
         let b = h.encode();
         assert_eq!(b.len(), HEADER_BYTES);
         let hex: String = b[..36].iter().map(|x| format!("{x:02x}")).collect();
-        assert_eq!(hex, "4943454c4f470d0a0200000044332211070000000000000008070605040302019d053232");
+        assert_eq!(hex, "4943454c4f470d0a03000000443322110700000000000000080706050403020113c77d88");
         assert_eq!(Header::decode(&b), Ok(h));
         for at in 0..36 {
             let mut d = b.clone();

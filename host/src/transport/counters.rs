@@ -197,7 +197,7 @@ mod tests {
             origin: ReplicaId(1),
             seq,
             time: Hlc(seq),
-            body: OpBody::Remove { entry: EntryId(5), saw: Stamp::ZERO },
+            body: OpBody::Remove { entry: EntryId(5), saw: Stamp::ZERO, last: true },
             payload: None,
         };
         Message::Ops {
