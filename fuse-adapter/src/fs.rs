@@ -3,6 +3,7 @@
 use crate::attr::{errno, file_attr, kind_of_dtype, no_entry, to_set_time, without_suid};
 use crate::dirs::DirCache;
 use crate::inval::{AGAIN, Item, Queue};
+use crate::locks::{Asked, MountLocks};
 use crate::opens::{Admitted, OpenTable};
 use crate::park::{Handle, Parking, Refuse, Slot};
 use crate::readers::{Busy, Readers};
@@ -11,8 +12,10 @@ use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
+use ice_host::locks::{LockPath, Locking, WriteLock};
 use ice_host::vfs::{Caller, Opened, SetStat, Stale, Stat, Vfs};
 use rustix::io::Errno as Sys;
 use std::cell::RefCell;
@@ -44,6 +47,8 @@ const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
+/// For locks that hold in the whole cluster.
+const LOCKS: InitFlags = InitFlags::FUSE_POSIX_LOCKS.union(InitFlags::FUSE_FLOCK_LOCKS);
 /// What of the flags of `open` concerns the volume. `O_DIRECT` is between the caller and the kernel.
 const OPEN_FLAGS: i32 =
     libc::O_ACCMODE | libc::O_APPEND | libc::O_TRUNC | libc::O_EXCL | libc::O_CREAT | libc::O_SYNC | libc::O_DSYNC;
@@ -64,21 +69,23 @@ pub(crate) struct Shared {
     parking: Arc<Parking>,
     notifier: OnceLock<Notifier>,
     readers: OnceLock<Arc<Readers>>,
+    locks: Option<Arc<MountLocks>>,
     /// What the kernel has open.
     handles: Mutex<HashSet<Handle>>,
 }
 
 impl Shared {
-    pub(crate) fn new(vfs: Arc<dyn Vfs>, threads: usize) -> io::Result<Shared> {
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, threads: usize, locking: Option<Locking>) -> io::Result<Shared> {
         Ok(Shared {
             vfs,
             log: StaleLog::new(),
             dirs: DirCache::default(),
-            opens: Arc::new(OpenTable::new()),
+            opens: Arc::new(OpenTable::new(locking.is_none())),
             queue: Arc::default(),
             parking: Arc::new(Parking::new(threads)?),
             notifier: OnceLock::new(),
             readers: OnceLock::new(),
+            locks: locking.map(MountLocks::new),
             handles: Mutex::default(),
         })
     }
@@ -146,6 +153,9 @@ impl Shared {
                 self.let_go(handle);
             }
         }
+        if let Some(locks) = &self.locks {
+            locks.end();
+        }
     }
 
     fn opened(&self, handle: Handle) {
@@ -163,6 +173,27 @@ impl Shared {
         match handle {
             Handle::File(fh) => self.vfs.release(fh),
             Handle::Dir(fh) => self.vfs.releasedir(fh),
+        }
+    }
+
+    /// The locks, if files have one writer at a time and this one is opened to be written.
+    fn one_writer(&self, flags: i32) -> Option<&Arc<MountLocks>> {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        self.locks.as_ref().filter(|l| writes && l.one_writer())
+    }
+
+    /// A path as the name of a lock: of `name` in a directory, or of what has this number.
+    fn lock_path(&self, ino: u64, name: Option<&OsStr>) -> Result<LockPath, Sys> {
+        let path = self.vfs.path(ino)?;
+        let name = name.map(OsStr::as_bytes);
+        LockPath::below(path.split(|b| *b == b'/').chain(name)).ok_or(Sys::NAMETOOLONG)
+    }
+
+    fn may_delete(&self, parent: u64, name: &OsStr) -> Result<(), Sys> {
+        match &self.locks {
+            None => Ok(()),
+            // Without a path there is no lock on it either.
+            Some(locks) => locks.may_delete(|| self.lock_path(parent, Some(name)).ok()),
         }
     }
 
@@ -189,7 +220,15 @@ impl Shared {
 
     /// Opens a file and answers, unless the caller left meanwhile.
     /// `false`: the first bytes are on their way, and nothing was answered (unless this is the `last` try).
-    fn open(&self, caller: Caller, ino: u64, flags: i32, slot: &Slot<ReplyOpen>, last: bool) -> bool {
+    fn open(
+        &self,
+        caller: Caller,
+        ino: u64,
+        flags: i32,
+        slot: &Slot<ReplyOpen>,
+        lock: &mut Option<WriteLock>,
+        last: bool,
+    ) -> bool {
         let truncates = flags & libc::O_TRUNC != 0;
         let opened = self.vfs.open(caller, ino, flags & OPEN_FLAGS).and_then(|o| {
             if truncates && caller.uid != 0 {
@@ -210,6 +249,7 @@ impl Shared {
                     self.vfs.stores_are_writes(o.fh);
                 }
                 self.opened(Handle::File(o.fh));
+                self.writes(o.fh, lock.take());
                 match backing {
                     Some(id) => reply.opened_passthrough(FileHandle(o.fh), flags, &id),
                     None => reply.opened(FileHandle(o.fh), flags),
@@ -222,14 +262,27 @@ impl Shared {
         true
     }
 
+    fn writes(&self, fh: u64, lock: Option<WriteLock>) {
+        if let (Some(locks), Some(lock)) = (&self.locks, lock) {
+            locks.writes(fh, lock);
+        }
+    }
+
     /// Opens a file as soon as its first bytes have come, or at least one of them was written here.
-    fn open_when_here(&self, caller: Caller, ino: u64, flags: i32, slot: &Slot<ReplyOpen>) {
+    fn open_when_here(
+        &self,
+        caller: Caller,
+        ino: u64,
+        flags: i32,
+        slot: &Slot<ReplyOpen>,
+        lock: &mut Option<WriteLock>,
+    ) {
         let until = Instant::now() + FIRST_BYTES_WAIT;
         let mut pause = FIRST_BYTES_LOOK;
         while slot.waits() {
             std::thread::sleep(pause);
             pause = (pause * 2).min(FIRST_BYTES_LOOK_MAX);
-            if self.open(caller, ino, flags, slot, Instant::now() >= until) {
+            if self.open(caller, ino, flags, slot, lock, Instant::now() >= until) {
                 return;
             }
         }
@@ -384,6 +437,10 @@ impl Filesystem for IceFs {
             // Older kernels lack some; each is only an improvement.
             let _ = config.add_capabilities(flag);
         }
+        if self.shared.locks.is_some() {
+            // Every kernel that knows passthrough or readdirplus knows these.
+            let _ = config.add_capabilities(LOCKS);
+        }
         // Both fit what fuser allows; else its default stays.
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(MAX_BACKGROUND);
@@ -501,13 +558,19 @@ impl Filesystem for IceFs {
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _busy = self.busy();
         let name = name.to_owned();
-        self.disk(move |fs| fs.empty(fs.vfs().unlink(parent.0, &name), reply));
+        self.disk(move |fs| {
+            let may = fs.shared.may_delete(parent.0, &name);
+            fs.empty(may.and_then(|()| fs.vfs().unlink(parent.0, &name)), reply);
+        });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _busy = self.busy();
         let name = name.to_owned();
-        self.disk(move |fs| fs.empty(fs.vfs().rmdir(parent.0, &name), reply));
+        self.disk(move |fs| {
+            let may = fs.shared.may_delete(parent.0, &name);
+            fs.empty(may.and_then(|()| fs.vfs().rmdir(parent.0, &name)), reply);
+        });
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -554,11 +617,24 @@ impl Filesystem for IceFs {
         let _busy = self.busy();
         let slot = Slot::new(req.pid(), reply);
         let (shared, mine, caller) = (Arc::clone(&self.shared), Arc::clone(&slot), caller(req));
-        self.shared.parking.short(&slot, move || {
-            if !shared.open(caller, ino.0, flags.0, &mine, false) {
+        let opening = move |mut lock: Option<WriteLock>| {
+            if !shared.open(caller, ino.0, flags.0, &mine, &mut lock, false) {
                 let (slot, parking) = (Arc::clone(&mine), Arc::clone(&shared.parking));
-                parking.long(&slot, move || shared.open_when_here(caller, ino.0, flags.0, &mine));
+                parking.long(&slot, move || shared.open_when_here(caller, ino.0, flags.0, &mine, &mut lock));
             }
+        };
+        let Some(locks) = self.shared.one_writer(flags.0) else {
+            return self.shared.parking.short(&slot, move || opening(None));
+        };
+        let path = match self.shared.lock_path(ino.0, None) {
+            Ok(path) => path,
+            // What has no name any more, nobody else can open.
+            Err(Sys::NOENT | Sys::STALE) => return self.shared.parking.short(&slot, move || opening(None)),
+            Err(e) => return slot.take().map_or((), |reply| reply.refuse(errno(e))),
+        };
+        let (parking, for_then) = (Arc::clone(&self.shared.parking), Arc::clone(&slot));
+        locks.write(&self.shared.parking, req.pid(), &slot, path, move |lock| {
+            parking.long(&for_then, move || opening(Some(lock)));
         });
     }
 
@@ -574,12 +650,30 @@ impl Filesystem for IceFs {
     ) {
         let _busy = self.busy();
         let (caller, name, mode) = (caller(req), name.to_owned(), mode & 0o7777 & !(umask & 0o777));
-        self.disk(move |fs| {
+        let slot = Slot::new(req.pid(), reply);
+        let (mine, new) = (Arc::clone(&slot), name.clone());
+        let creating = move |fs: &IceFs, lock: Option<WriteLock>| {
             let mark = fs.mark();
-            match fs.vfs().create(caller, parent.0, &name, mode, flags & OPEN_FLAGS) {
-                Ok((st, o)) => fs.created(mark, parent.0, st, o, flags, reply),
-                Err(e) => reply.error(errno(e)),
+            let made = fs.vfs().create(caller, parent.0, &new, mode, flags & OPEN_FLAGS);
+            match (made, mine.take()) {
+                (Ok((st, o)), Some(reply)) => fs.created(mark, parent.0, st, o, flags, lock, reply),
+                (Ok((st, o)), None) => {
+                    fs.vfs().release(o.fh);
+                    fs.vfs().forget(st.ino, 1);
+                }
+                (Err(e), Some(reply)) => reply.error(errno(e)),
+                (Err(_), None) => {}
             }
+        };
+        let Some(locks) = self.shared.one_writer(flags) else { return self.disk(move |fs| creating(fs, None)) };
+        let path = match self.shared.lock_path(parent.0, Some(&name)) {
+            Ok(path) => path,
+            Err(e) => return slot.take().map_or((), |reply| reply.refuse(errno(e))),
+        };
+        let (fs, for_then) = (self.clone(), Arc::clone(&slot));
+        locks.write(&self.shared.parking, caller.pid, &slot, path, move |lock| {
+            let parking = Arc::clone(&fs.shared.parking);
+            parking.long(&for_then, move || creating(&fs, Some(lock)));
         });
     }
 
@@ -639,11 +733,14 @@ impl Filesystem for IceFs {
         }
     }
 
-    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
         let _busy = self.busy();
         let work = move |s: &Shared| {
             let done = s.vfs.flush(fh.0);
             s.tell_stores(ino.0);
+            if let Some(locks) = &s.locks {
+                locks.flushed(ino.0, lock_owner.0);
+            }
             done
         };
         self.wait(req.pid(), Handle::File(fh.0), true, reply, work, ReplyEmpty::ok);
@@ -663,7 +760,67 @@ impl Filesystem for IceFs {
         self.shared.tell_stores(ino.0);
         self.shared.opens.leave(ino.0);
         self.shared.closed(Handle::File(fh.0));
+        if let Some(locks) = &self.shared.locks {
+            locks.released(fh.0);
+        }
         reply.ok();
+    }
+
+    fn getlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let _busy = self.busy();
+        let (tid, ino, fh, owner) = (req.pid(), ino.0, fh.0, lock_owner.0);
+        match &self.shared.locks {
+            Some(locks) => locks.test(&Asked { tid, pid, ino, fh, owner, start, end, typ, wait: false }, reply),
+            None => reply.error(Errno::ENOSYS),
+        }
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _busy = self.busy();
+        let Some(locks) = &self.shared.locks else { return reply.error(Errno::ENOSYS) };
+        let (tid, ino, fh, owner) = (req.pid(), ino.0, fh.0, lock_owner.0);
+        let asked = Asked { tid, pid, ino, fh, owner, start, end, typ, wait: sleep };
+        if typ != libc::F_UNLCK {
+            return locks.lock(&self.shared.parking, asked, reply);
+        }
+        if !locks.holds(ino, owner) {
+            return reply.ok();
+        }
+        let Some(back) = locks.given_back(&asked) else { return reply.error(Errno::EINVAL) };
+        let locks = Arc::clone(locks);
+        let work = move |s: &Shared| {
+            // Who has the lock next is to find what was written under it.
+            if let Err(e) = s.vfs.flush(fh) {
+                debug!(error = %e, "what was written under a lock");
+            }
+            s.tell_stores(ino);
+            locks.unlock(back);
+            Ok(())
+        };
+        self.wait(tid, Handle::File(fh), true, reply, work, ReplyEmpty::ok);
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
@@ -943,7 +1100,17 @@ impl IceFs {
         self.wait(caller.pid, Handle::File(fh), false, reply, work, move |r: ReplyWrite| r.written(n));
     }
 
-    fn created(&self, mark: Mark, parent: u64, st: Stat, o: Opened, flags: i32, reply: ReplyCreate) {
+    #[allow(clippy::too_many_arguments, reason = "what a creation brings")]
+    fn created(
+        &self,
+        mark: Mark,
+        parent: u64,
+        st: Stat,
+        o: Opened,
+        flags: i32,
+        lock: Option<WriteLock>,
+        reply: ReplyCreate,
+    ) {
         let Some(attr) = file_attr(&st) else {
             self.vfs().release(o.fh);
             self.vfs().forget(st.ino, 1);
@@ -954,6 +1121,7 @@ impl IceFs {
             self.vfs().stores_are_writes(o.fh);
         }
         self.shared.opened(Handle::File(o.fh));
+        self.shared.writes(o.fh, lock);
         self.shared.opens.told(st.ino, st.mtime);
         self.shared.log.answer(mark, &[parent, st.ino], |ttl| {
             let (generation, fh) = (Generation(0), FileHandle(o.fh));

@@ -12,7 +12,8 @@
 //!   (module `opens`).
 //! - **Waiting.** `fsync`, `close` and `open` may wait for other nodes. They never hold up other requests, and a process that
 //!   waits in one can be killed (module `park`).
-//! - **Locks.** `flock` and `fcntl` locks are kept by the local kernel.
+//! - **Locks.** `flock` and `fcntl` locks hold in the whole cluster where the mount is given a control plane (module `locks`);
+//!   otherwise they are kept by the local kernel.
 //! - **Access control** is the kernel's, by mode bits (`default_permissions`). POSIX access control lists are refused, because
 //!   the kernel would store but not obey them. The mount is `nosuid,nodev`.
 
@@ -26,6 +27,8 @@ mod dirs;
 mod fs;
 #[cfg(target_os = "linux")]
 mod inval;
+#[cfg(target_os = "linux")]
+mod locks;
 #[cfg(target_os = "linux")]
 mod mount;
 #[cfg(target_os = "linux")]
@@ -43,6 +46,8 @@ mod readers;
 mod signals;
 #[cfg(target_os = "linux")]
 mod stale;
+#[cfg(target_os = "linux")]
+mod syscalls;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 

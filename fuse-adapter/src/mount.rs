@@ -55,7 +55,7 @@ impl Mount {
         let (fd, mounted) = device::mount(&target, &options)?;
 
         let threads = options.thread_count();
-        let shared = Arc::new(Shared::new(Arc::clone(&vfs), threads)?);
+        let shared = Arc::new(Shared::new(Arc::clone(&vfs), threads, options.locking.clone())?);
         // Before the first answer, which may be cached. The volume may keep this for longer than the mount lives.
         let weak = Arc::downgrade(&shared);
         vfs.on_stale(Box::new(move |news: &[Stale]| {

@@ -80,15 +80,19 @@ pub(crate) struct OpenTable {
     /// It was once in use: pages cached before may be older than the backing file.
     used: AtomicBool,
     refused: OnceLock<String>,
+    /// Closing what could not be written concerns nobody.
+    quiet_readers: bool,
 }
 
 impl OpenTable {
-    pub(crate) fn new() -> OpenTable {
+    /// `quiet_readers`: nobody need hear of the closing of files that were only read.
+    pub(crate) fn new(quiet_readers: bool) -> OpenTable {
         OpenTable {
             shards: std::array::from_fn(|_| Mutex::default()),
             passthrough: AtomicBool::new(false),
             used: AtomicBool::new(false),
             refused: OnceLock::new(),
+            quiet_readers,
         }
     }
 
@@ -149,8 +153,8 @@ impl OpenTable {
             (Mode::Cached, true) => FopenFlags::FOPEN_KEEP_CACHE,
             (Mode::Cached, false) | (Mode::Direct, _) => FopenFlags::FOPEN_DIRECT_IO,
         };
-        if !writable {
-            // Closing what could not be written is no news.
+        if !writable && self.quiet_readers {
+            // Closing what could not be written is no news; but it ends locks.
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }
         let backing = match &inode.mode {

@@ -1,5 +1,6 @@
 //! How to mount.
 
+use ice_host::locks::Locking;
 use std::io;
 use std::path::PathBuf;
 
@@ -35,6 +36,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Mount over a directory that is not empty: what is in it is hidden meanwhile.
     pub over: bool,
+    /// The cluster's locks; without them locks hold on this node only.
+    pub locking: Option<Locking>,
 }
 
 impl MountOptions {
@@ -50,6 +53,7 @@ impl MountOptions {
             passthrough: Passthrough::Auto,
             read_only: false,
             over: false,
+            locking: None,
         }
     }
 

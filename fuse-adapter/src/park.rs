@@ -5,7 +5,7 @@
 
 use crate::pool::{Job, Pool};
 use crate::signals;
-use fuser::{Errno, ReplyEmpty, ReplyOpen, ReplyWrite};
+use fuser::{Errno, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -27,6 +27,11 @@ impl Refuse for ReplyEmpty {
     }
 }
 impl Refuse for ReplyOpen {
+    fn refuse(self, e: Errno) {
+        self.error(e);
+    }
+}
+impl Refuse for ReplyCreate {
     fn refuse(self, e: Errno) {
         self.error(e);
     }
@@ -59,8 +64,15 @@ impl<R: Refuse> Slot<R> {
     }
 }
 
-trait Interrupt: Send + Sync {
+/// Somebody who waits and can be sent away.
+pub(crate) trait Interrupt: Send + Sync {
+    /// The thread that waits.
     fn tid(&self) -> u32;
+    /// Every signal that it catches ends its wait; otherwise only those by which it is asked to end.
+    fn by_every_signal(&self) -> bool {
+        false
+    }
+    /// Sends it away.
     fn interrupt(&self);
 }
 
@@ -112,11 +124,11 @@ impl Watch {
             }
             state = self.call.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
             let now = Instant::now();
-            let waiting: Vec<(u64, u32, bool)> = state
+            let waiting: Vec<(u64, u32, bool, bool)> = state
                 .parked
                 .iter()
                 .filter(|(_, p)| now.duration_since(p.since) >= TICK)
-                .map(|(id, p)| (*id, p.slot.tid(), p.shared))
+                .map(|(id, p)| (*id, p.slot.tid(), p.slot.by_every_signal(), p.shared))
                 .collect();
             if waiting.is_empty() {
                 continue;
@@ -124,8 +136,8 @@ impl Watch {
             drop(state);
             let seen: Vec<(u64, bool, bool)> = waiting
                 .into_iter()
-                .map(|(id, tid, before)| {
-                    let wanted = signals::look(tid);
+                .map(|(id, tid, every, before)| {
+                    let wanted = signals::look(tid, every);
                     // One look is not enough for a signal that another thread may take.
                     (id, wanted.thread || (wanted.shared && before), wanted.shared)
                 })
@@ -240,6 +252,16 @@ impl Parking {
         if let Err(job) = self.disk.submit(Box::new(work)) {
             job();
         }
+    }
+
+    /// Somebody waits whose work is done elsewhere: watched until [`Parking::forget`].
+    pub(crate) fn watch(&self, slot: Arc<dyn Interrupt>) -> u64 {
+        self.watch.add(slot)
+    }
+
+    /// Somebody who was watched has his answer.
+    pub(crate) fn forget(&self, id: u64) {
+        self.watch.remove(id);
     }
 
     /// Work that usually waits: done by another thread, or by this one if too much is waiting already.

@@ -27,20 +27,20 @@ const HARMLESS: u64 = bit(libc::SIGCHLD) | bit(libc::SIGCONT) | bit(libc::SIGURG
 /// expect them not to, since whether a handler asked for restart cannot be seen from outside.
 const CAUGHT: u64 = bit(libc::SIGHUP) | bit(libc::SIGINT) | bit(libc::SIGQUIT) | bit(libc::SIGTERM);
 
-/// Looks at a thread. One that cannot be seen wants nothing.
-pub(crate) fn look(tid: u32) -> Wanted {
+/// Looks at a thread. One that cannot be seen wants nothing. With `every`, every signal that is caught ends its wait.
+pub(crate) fn look(tid: u32, every: bool) -> Wanted {
     if tid == 0 {
         return Wanted::default();
     }
     let mut text = String::with_capacity(2048);
     let Ok(file) = std::fs::File::open(format!("/proc/{tid}/status")) else { return Wanted::default() };
     match file.take(64 << 10).read_to_string(&mut text) {
-        Ok(_) => judge(&text),
+        Ok(_) => judge(&text, every),
         Err(_) => Wanted::default(),
     }
 }
 
-fn judge(status: &str) -> Wanted {
+fn judge(status: &str, every: bool) -> Wanted {
     let field = |name: &str| {
         let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
         u64::from_str_radix(line.trim(), 16).ok()
@@ -51,7 +51,7 @@ fn judge(status: &str) -> Wanted {
         return Wanted::default();
     };
     let fatal = !(caught | ignored | HARMLESS | STOP);
-    let interrupting = (fatal | (caught & CAUGHT)) & !blocked | bit(libc::SIGKILL);
+    let interrupting = (fatal | (caught & if every { u64::MAX } else { CAUGHT })) & !blocked | bit(libc::SIGKILL);
     Wanted { thread: own & interrupting != 0, shared: shared & interrupting != 0 }
 }
 
@@ -60,10 +60,15 @@ mod tests {
     use super::*;
 
     fn status(own: u64, shared: u64, blocked: u64, ignored: u64, caught: u64) -> Wanted {
-        judge(&format!(
+        status_of(own, shared, blocked, ignored, caught, false)
+    }
+
+    fn status_of(own: u64, shared: u64, blocked: u64, ignored: u64, caught: u64, every: bool) -> Wanted {
+        let text = format!(
             "Name:\tx\nState:\tD (disk sleep)\nSigQ:\t1/9\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\n\
              SigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n"
-        ))
+        );
+        judge(&text, every)
     }
 
     #[test]
@@ -77,11 +82,13 @@ mod tests {
         assert_eq!(status(0, int, 0, 0, int), shared, "caught");
         assert_eq!(status(0, int, int, 0, int), Wanted::default(), "blocked");
         assert_eq!(status(0, alrm, 0, 0, alrm), Wanted::default(), "a timer's handler");
+        assert_eq!(status_of(0, alrm, 0, 0, alrm, true), shared, "a timer's handler, where it may interrupt");
+        assert_eq!(status_of(0, alrm, alrm, 0, alrm, true), Wanted::default(), "blocked all the same");
         assert_eq!(status(0, alrm, 0, 0, 0), shared, "a timer that kills");
         assert_eq!(status(stop, stop, 0, 0, 0), Wanted::default());
         assert_eq!(status(0, bit(libc::SIGURG), 0, 0, bit(libc::SIGURG)), Wanted::default());
-        assert_eq!(judge("Name:\tx\n"), Wanted::default());
-        assert_eq!(look(std::process::id()), Wanted::default());
-        assert_eq!(look(0), Wanted::default());
+        assert_eq!(judge("Name:\tx\n", true), Wanted::default());
+        assert_eq!(look(std::process::id(), true), Wanted::default());
+        assert_eq!(look(0, false), Wanted::default());
     }
 }

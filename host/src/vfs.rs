@@ -154,6 +154,12 @@ pub trait Vfs: Send + Sync + 'static {
     fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Stat>;
     /// Sets attributes.
     fn setattr(&self, caller: Caller, ino: u64, fh: Option<u64>, set: SetStat) -> Result<Stat>;
+    /// Where a file stands: the way from the root to one of its names, its components behind one another with `/` between them;
+    /// empty for the root itself. `NOSYS`: files have no paths here.
+    fn path(&self, ino: u64) -> Result<Vec<u8>> {
+        let _ = ino;
+        Err(Errno::NOSYS)
+    }
     /// A symbolic link's target.
     fn readlink(&self, ino: u64) -> Result<OsString>;
     /// Creates a file, device, pipe or socket. Counts a reference.

@@ -25,6 +25,10 @@ fn the_life_of_a_file() {
     rig.rename("d/f", "g", 0).unwrap();
     assert_eq!(rig.ino("g"), before, "a rename keeps the number");
     assert_eq!(rig.try_stat("d/f"), Err(Errno::NOENT));
+    assert_eq!((rig.volume.path(before), rig.volume.path(1)), (Ok(b"g".to_vec()), Ok(vec![])));
+    rig.rename("g", "d/h", 0).unwrap();
+    assert_eq!(rig.volume.path(before), Ok(b"d/h".to_vec()), "where it stands now");
+    rig.rename("d/h", "g", 0).unwrap();
     rig.write("g", b"bye");
     assert_eq!(rig.ino("g"), before);
     rig.assert_agree();

@@ -299,6 +299,12 @@ impl Vfs for DirVfs {
         Ok(to_stat(&rustix::fs::statat(CWD, &path, follow)?, ino))
     }
 
+    fn path(&self, ino: u64) -> Result<Vec<u8>> {
+        let path = self.path(ino)?;
+        let below = path.strip_prefix(&self.root).map_err(|_| Errno::STALE)?;
+        Ok(below.as_os_str().as_encoded_bytes().to_vec())
+    }
+
     fn readlink(&self, ino: u64) -> Result<OsString> {
         self.count("readlink");
         Ok(OsString::from_vec(rustix::fs::readlink(self.path(ino)?, Vec::new())?.into_bytes()))

@@ -2,6 +2,8 @@
 #![allow(dead_code)]
 
 pub mod dirvfs;
+#[path = "../../../grpc-adapter/tests/support/plane.rs"]
+pub mod plane;
 
 pub use dirvfs::DirVfs;
 use ice_fuse::{Mount, MountOptions, Passthrough};

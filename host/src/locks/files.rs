@@ -12,6 +12,7 @@ use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::{BoxFuture, Either, select};
 use ice_core::ids::{InodeId, ReplicaId};
+use ice_core::kv::Error;
 use ice_core::kv::lock::files::{File, Lock};
 use ice_core::kv::lock::{FileKey, LockAction, Owner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +56,8 @@ pub struct Conflict {
 
 /// File locks of a mount: they end with it.
 pub trait Session: Send + Sync + 'static {
+    /// Whether an owner may hold something on a file.
+    fn holds(&self, ino: u64, owner: u64) -> bool;
     /// Takes a lock; `tell` is called with the outcome, and answers whether anybody heard it: what nobody heard of is given back.
     /// When `give_up` ends, a wait ends with `Timeout`, unless it was granted before. Errors: `Store(Error::Locked)` where it may
     /// not wait, `Store(Error::Deadlock)`, and others of [`Refused`].
@@ -227,10 +230,12 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
         let withdrawal = Arc::new(Mutex::new(None));
         let give_up = {
             let (state, withdrawal) = (self.clone(), withdrawal.clone());
-            give_up.map(move |()| {
-                let settling = state.settle(place);
-                *withdrawal.lock().unwrap_or_else(PoisonError::into_inner) = Some(settling);
-            })
+            give_up
+                .map(move |()| {
+                    let settling = state.settle(place);
+                    *withdrawal.lock().unwrap_or_else(PoisonError::into_inner) = Some(settling);
+                })
+                .shared()
         };
         let action = LockAction::Lock(Lock {
             file: key(ask.kind, ask.ino),
@@ -241,8 +246,7 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
             wait: None,
             detect: ask.kind != Kind::Flock,
         });
-        let patience = if ask.wait { FOR_EVER } else { Duration::ZERO };
-        let outcome = self.service.plane.lock(action, patience, give_up).await;
+        let outcome = self.ask(&ask, action, give_up).await;
         let (granted, withdrawn) = (outcome.is_ok(), ask.wait && matches!(outcome, Err(Refused::Timeout)));
         let unknown = !granted && !withdrawn && !matches!(outcome, Err(Refused::Store(_)));
         let (before, grants) = self.noted(&ask, granted, unknown);
@@ -257,6 +261,31 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
         }
         drop(withdrawal.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.table().tidy(place);
+    }
+
+    async fn ask(
+        &self,
+        ask: &FileLock,
+        action: LockAction,
+        give_up: impl Future<Output = ()> + Send + Clone,
+    ) -> Result<Grant> {
+        let plane = &self.service.plane;
+        if !ask.wait {
+            return plane.lock(action, Duration::ZERO, give_up).await;
+        }
+        if ask.kind == Kind::Flock && self.table().entries.get(&(ask.kind, ask.ino, ask.owner)).is_some_and(|e| e.held)
+        {
+            // Who has one of this kind in another mode gives it up before he waits: two who wait for each other would never end,
+            // and nobody looks for that here.
+            match plane.lock(action.clone(), Duration::ZERO, give_up.clone()).await {
+                Err(Refused::Store(Error::Locked)) => {}
+                outcome => return outcome,
+            }
+            let (file, owner) = (key(ask.kind, ask.ino), self.owner(ask.owner));
+            let unlock = || self.service.propose(LockAction::Unlock { file: file.clone(), owner, span: Span::ALL });
+            self.service.persist(unlock).await?;
+        }
+        plane.lock(action, FOR_EVER, give_up).await
     }
 
     /// Remembers the outcome of a request. Returns whether its owner may have held something there before, and how much had been
@@ -324,6 +353,12 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
 }
 
 impl<P: ControlPlane, R: Runtime> Session for OneSession<P, R> {
+    fn holds(&self, ino: u64, owner: u64) -> bool {
+        let table = self.0.table();
+        let held = |kind| table.entries.get(&(kind, ino, owner)).is_some_and(|e| e.held || e.asked > 0);
+        held(Kind::Posix) || held(Kind::Flock)
+    }
+
     fn lock(
         &self,
         ask: FileLock,

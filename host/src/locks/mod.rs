@@ -91,6 +91,8 @@ pub trait Locks: Send + Sync + 'static {
     fn timeout(&self) -> Duration;
     /// Runs something in the background.
     fn spawn(&self, task: BoxFuture<'static, ()>);
+    /// Ends after so long, or a little later.
+    fn sleep(&self, span: Duration) -> BoxFuture<'static, ()>;
 }
 
 /// What an adapter does with locks.
@@ -102,4 +104,12 @@ pub struct Locking {
     pub on_write: bool,
     /// `allow_delete_while_locked`: also a file on whose path somebody else has a named lock can be deleted.
     pub delete_while_locked: bool,
+}
+
+impl std::fmt::Debug for Locking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Locking { on_write, delete_while_locked, .. } = self;
+        let mut shown = f.debug_struct("Locking");
+        shown.field("on_write", on_write).field("delete_while_locked", delete_while_locked).finish_non_exhaustive()
+    }
 }

@@ -146,4 +146,8 @@ impl<P: ControlPlane, R: Runtime> Locks for LockService<P, R> {
     fn spawn(&self, task: BoxFuture<'static, ()>) {
         self.0.runtime.spawn(task);
     }
+    fn sleep(&self, span: Duration) -> BoxFuture<'static, ()> {
+        let inner = self.0.clone();
+        Box::pin(async move { inner.sleep(span).await })
+    }
 }

@@ -73,14 +73,13 @@ impl Drop for Turn {
 mod tests {
     use super::*;
     use futures::FutureExt;
-    use futures::executor::block_on;
 
     #[test]
     fn turns_are_taken_in_order_and_those_who_left_are_passed_over() {
         let turns = Turns::default();
         let (a, b) = (LockPath::parse(b"a").unwrap(), LockPath::parse(b"b").unwrap());
-        let first = block_on(turns.take(&a, 9)).unwrap();
-        let other = block_on(turns.take(&b, 9)).unwrap();
+        let first = turns.take(&a, 9).now_or_never().unwrap().unwrap();
+        let other = turns.take(&b, 9).now_or_never().unwrap().unwrap();
         let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(turns.take(&a, 9))).collect();
         for w in &mut waiting {
             assert!(w.now_or_never().is_none());

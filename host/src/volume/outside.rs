@@ -63,6 +63,9 @@ impl Vfs for Outside {
         self.inode(ino);
         Ok(done)
     }
+    fn path(&self, ino: u64) -> Result<Vec<u8>> {
+        self.volume.path(ino)
+    }
     fn readlink(&self, ino: u64) -> Result<OsString> {
         self.volume.readlink(ino)
     }

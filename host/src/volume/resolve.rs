@@ -94,6 +94,23 @@ impl Shared {
         })
     }
 
+    /// Where an inode stands, as adapters see it. `ENOENT`: it has no name any more, or is set aside.
+    pub(crate) fn path(&self, ino: u64) -> Result<Vec<u8>> {
+        let inode = self.inode(ino)?;
+        let path = self.port()?.look(|names| {
+            if inode == InodeId::ROOT {
+                return Some(Vec::new());
+            }
+            let spot = names.spots(inode).into_iter().find(|s| matches!(s, Spot::At { .. }))?;
+            let Spot::At { parent, name } = spot else { return None };
+            let (aside, mut path) = names.locate(parent)?;
+            path.push(name);
+            aside.is_none().then_some(path)
+        });
+        let path = path.ok_or(Errno::NOENT)?;
+        Ok(path.iter().map(|n| n.as_bytes()).collect::<Vec<_>>().join(&b'/'))
+    }
+
     /// How to call a file in words: the path of one of its names, or its id.
     pub(crate) fn called(&self, inode: InodeId) -> String {
         let path = self.port().ok().and_then(|port| {

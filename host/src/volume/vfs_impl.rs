@@ -21,6 +21,9 @@ impl Vfs for Volume {
         self.s.admit()?;
         self.s.do_setattr(ino, fh, set)
     }
+    fn path(&self, ino: u64) -> Result<Vec<u8>> {
+        self.s.path(ino)
+    }
     fn readlink(&self, ino: u64) -> Result<OsString> {
         self.s.do_readlink(ino)
     }
