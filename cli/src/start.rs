@@ -149,15 +149,6 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
 
     let mut words = found.damage;
     let mut notes = vec![];
-    let mount = match mount(config, &volume, &mut notes) {
-        Ok(mount) => mount,
-        Err(why) => {
-            // A mount that fails does not end the node: it serves over HTTP, and says why there is no mount.
-            tracing::error!("{why}");
-            words.push(why);
-            None
-        }
-    };
     let snapshots = Snapshots::open(config.data.join("snapshots"), config.decube.snapshot_compression)
         .context("cannot use the directory of snapshots")?;
     let (snapshots, pause) = (Arc::new(snapshots), runtime.clone());
@@ -175,6 +166,21 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
         history: config.decube.history,
     };
     runtime.spawn(chores.run(runtime.clone(), Arc::downgrade(&plane), snapshots));
+    let options = LockOptions { node: config.node_id.clone(), timeout: config.lock_timeout, retry: config.lock_retry };
+    let locking = Locking {
+        locks: Arc::new(LockService::new(Arc::clone(&plane), runtime.clone(), options)),
+        on_write: config.lock_on_write,
+        delete_while_locked: config.delete_while_locked,
+    };
+    let mount = match mount(config, &volume, locking.clone(), &mut notes) {
+        Ok(mount) => mount,
+        Err(why) => {
+            // A mount that fails does not end the node: it serves over HTTP, and says why there is no mount.
+            tracing::error!("{why}");
+            words.push(why);
+            None
+        }
+    };
     for open in faces.notes(config) {
         tracing::warn!("{open}");
         notes.push(open);
@@ -195,12 +201,6 @@ fn start_on<R: Runtime>(config: &Config, runtime: R) -> Result<Box<dyn Running>>
     let limits = Limits { connections, peer_places: connections / 8, ..Limits::default() };
     let api = ApiConfig { token, names: names(config, &urls), notes, ack_timeout: config.ack_timeout, limits };
     let files = Arc::new(VfsFiles::new(outside));
-    let options = LockOptions { node: config.node_id.clone(), timeout: config.lock_timeout, retry: config.lock_retry };
-    let locking = Locking {
-        locks: Arc::new(LockService::new(Arc::clone(&plane), runtime.clone(), options)),
-        on_write: config.lock_on_write,
-        delete_while_locked: config.delete_while_locked,
-    };
     let rt = Rt::new(runtime.clone());
     let routes = router_with_locks(rt, files, Arc::clone(&cluster) as _, net.clone(), api, Some(locking));
     let server = bound.serve(routes, tls_server, limits);
@@ -265,7 +265,7 @@ fn names(config: &Config, urls: &[String]) -> Vec<String> {
 }
 
 /// What is said of a mount that hides something goes into `notes`.
-fn mount(config: &Config, volume: &Volume, notes: &mut Vec<String>) -> Result<Option<Mount>, String> {
+fn mount(config: &Config, volume: &Volume, locking: Locking, notes: &mut Vec<String>) -> Result<Option<Mount>, String> {
     let Some(path) = config.mount.as_ref() else { return Ok(None) };
     // A dead mount answers ENOTCONN to everything; mounting replaces it.
     let dead = |e: &std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
@@ -277,6 +277,7 @@ fn mount(config: &Config, volume: &Volume, notes: &mut Vec<String>) -> Result<Op
     }
     let mut options = MountOptions::new(path);
     options.threads = config.fuse_threads;
+    options.locking = Some(locking);
     options.passthrough = if config.fuse_passthrough { Passthrough::Auto } else { Passthrough::Off };
     // Before the first mount what is there may be what was meant to be shared.
     let marker = config.data.join("mounted");
