@@ -10,7 +10,7 @@ use crate::control::{ControlPlane, Freshness, Refused, Result};
 use crate::runtime::Runtime;
 use futures::FutureExt;
 use futures::channel::oneshot;
-use futures::future::{BoxFuture, Either, select};
+use futures::future::{BoxFuture, Either, Shared, select};
 use ice_core::ids::{InodeId, ReplicaId};
 use ice_core::kv::Error;
 use ice_core::kv::lock::files::{File, Lock};
@@ -235,6 +235,7 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
                     let settling = state.settle(place);
                     *withdrawal.lock().unwrap_or_else(PoisonError::into_inner) = Some(settling);
                 })
+                .boxed()
                 .shared()
         };
         let action = LockAction::Lock(Lock {
@@ -263,12 +264,7 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
         self.table().tidy(place);
     }
 
-    async fn ask(
-        &self,
-        ask: &FileLock,
-        action: LockAction,
-        give_up: impl Future<Output = ()> + Send + Clone,
-    ) -> Result<Grant> {
+    async fn ask(&self, ask: &FileLock, action: LockAction, give_up: Shared<BoxFuture<'static, ()>>) -> Result<Grant> {
         let plane = &self.service.plane;
         if !ask.wait {
             return plane.lock(action, Duration::ZERO, give_up).await;
@@ -285,7 +281,16 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
             let unlock = || self.service.propose(LockAction::Unlock { file: file.clone(), owner, span: Span::ALL });
             self.service.persist(unlock).await?;
         }
-        plane.lock(action, FOR_EVER, give_up).await
+        loop {
+            match plane.lock(action.clone(), FOR_EVER, give_up.clone()).await {
+                // Nobody's patience is for ever, but its end is nobody's wish.
+                Err(Refused::Timeout) if give_up.peek().is_none() => {
+                    let pause = self.service.sleep(self.service.options.retry).boxed();
+                    select(give_up.clone(), pause).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Remembers the outcome of a request. Returns whether its owner may have held something there before, and how much had been
