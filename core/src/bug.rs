@@ -95,12 +95,28 @@ pub enum Bug {
     ExpireOnFollower,
     /// A leader that returns uses what it knew of leases when it last led.
     LeaseExpiresEarly,
+    /// The control plane: a proposal goes to a new leader before it is known that it is not in the log of the one before.
+    ProposeAgainEarly,
+    /// The control plane: proposals of one node overtake each other.
+    OvertakeProposals,
+    /// The control plane: a read is answered before the store is far enough.
+    ReadEarly,
+    /// The control plane: a lock that is granted to nobody is kept.
+    KeepWithdrawnLock,
+    /// The control plane: a node that starts leaves what it held before as it is.
+    SkipEndReplica,
+    /// The control plane: what a leader decided is proposed to the next one.
+    OutliveOffice,
+    /// The control plane: a checkpoint holds no entries that the store has not applied.
+    CutWithoutEntries,
+    /// The control plane: a snapshot counts as installed before it is durable.
+    InstallEarly,
 }
 
 impl Bug {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Bug> {
-        Bug::ALL.into_iter().chain(Bug::STORE).chain(Bug::CONSENSUS)
+        Bug::ALL.into_iter().chain(Bug::STORE).chain(Bug::CONSENSUS).chain(Bug::CONTROL)
     }
 
     /// Those that the simulator finds.
@@ -137,6 +153,18 @@ impl Bug {
         Bug::WatchSkipsEvent,
         Bug::ExpireOnFollower,
         Bug::LeaseExpiresEarly,
+    ];
+
+    /// Those of [`crate::control`], which the simulator finds.
+    pub const CONTROL: [Bug; 8] = [
+        Bug::ProposeAgainEarly,
+        Bug::OvertakeProposals,
+        Bug::ReadEarly,
+        Bug::KeepWithdrawnLock,
+        Bug::SkipEndReplica,
+        Bug::OutliveOffice,
+        Bug::CutWithoutEntries,
+        Bug::InstallEarly,
     ];
 
     /// Those of [`crate::raft`], which tests of the core itself hunt.

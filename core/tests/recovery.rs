@@ -118,3 +118,42 @@ fn what_is_said_of_an_inode_after_it_was_absent_is_not_forgotten() {
     assert!(!told.contains(&old), "who knew all about it had it no more");
     assert!(told.contains(&new), "the pages are later than the record");
 }
+
+fn with_control(pages: &BTreeMap<Box<[u8]>, Box<[u8]>>, log: Vec<(u64, LogRecord)>) -> Node {
+    let mut c = config();
+    c.control = Some(ice_core::control::Config { found: true, ..Default::default() });
+    let pages = pages.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    Node::recover(c, Seed(8), Recovered { pages, log, staged: Vec::new(), ending: Ending::ProcessCrash })
+}
+
+fn takes_no_part(node: &Node) -> bool {
+    node.view().control().expect("it has one").raft().broken().is_some()
+}
+
+#[test]
+fn a_replica_that_forgot_what_it_promised_takes_no_part_and_founds_nothing() {
+    let mut solo = Solo::new();
+    solo.node = with_control(&solo.pages, Vec::new());
+    solo.mkdir(1, "one");
+    assert!(solo.commits > 0 && !takes_no_part(&solo.node));
+    assert!(solo.node.view().control().expect("it has one").store().applied() > 0);
+    let row: Box<[u8]> = Box::from(&b"R"[..]);
+    let whole = solo.pages.clone();
+    assert!(whole.contains_key(&row) && !takes_no_part(&with_control(&whole, solo.log.clone())));
+
+    let mut damaged = whole.clone();
+    damaged.insert(row.clone(), Box::from(&b"rubbish"[..]));
+    let mut missing = whole;
+    missing.remove(&row);
+    for pages in [damaged, missing] {
+        let mut again = Solo::new();
+        again.node = with_control(&pages, Vec::new());
+        assert!(takes_no_part(&again.node));
+        // Nor does the next checkpoint make it forget that.
+        again.pages = pages;
+        again.run();
+        again.mkdir(1, "two");
+        assert!(again.commits > 0);
+        assert!(takes_no_part(&with_control(&again.pages, again.log.clone())));
+    }
+}

@@ -5,8 +5,9 @@
 //! records after the cut onto the former, and the store is as far as the latter: never behind the beginning of the log.
 
 use super::{Control, Effects};
+use crate::bug::Bug;
 use crate::kv::rows::Put;
-use crate::raft::{Base, Index, Input, Lane, Persisted};
+use crate::raft::{Base, INDEX_MAX, Index, Input, Lane, Persisted};
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::format;
@@ -41,6 +42,13 @@ pub(super) struct Install {
     pub(super) base: Base,
 }
 
+/// What a replica starts from that has forgotten what it promised: it takes no part.
+pub(super) fn lost() -> Persisted {
+    let mut persisted = Persisted::default();
+    persisted.hard.commit = INDEX_MAX;
+    persisted
+}
+
 /// The row as it was found.
 pub(super) fn read(row: Option<&[u8]>, words: &mut Vec<String>) -> (Persisted, Base) {
     match row.map(crate::wire::decode::<Row>) {
@@ -48,7 +56,7 @@ pub(super) fn read(row: Option<&[u8]>, words: &mut Vec<String>) -> (Persisted, B
         Some(Ok(row)) => (row.persisted, row.store),
         Some(Err(why)) => {
             words.push(format!("the checkpoint's part of consensus is damaged: {why}"));
-            (Persisted::default(), Base::default())
+            (lost(), Base::default())
         }
     }
 }
@@ -95,7 +103,10 @@ impl Control {
     pub(crate) fn checkpoint_begin(&mut self) {
         let applied = self.raft.applied();
         let base = self.raft.base_at(applied).unwrap_or_else(|| self.raft.base().clone());
-        let entries = self.raft.entries(base.index + 1, usize::MAX);
+        let mut entries = self.raft.entries(base.index + 1, usize::MAX);
+        if self.has(Bug::CutWithoutEntries) {
+            entries.clear();
+        }
         let hard = self.raft.hard();
         self.cut = Some(Persisted { hard, base, entries });
         self.committing = None;
@@ -110,6 +121,11 @@ impl Control {
     /// is left.
     pub(crate) fn last_row(&mut self) -> Option<Put> {
         let persisted = self.cut.take()?;
+        if self.raft.broken().is_some() {
+            // It stays so: the records that show it may go with the log.
+            let row = crate::wire::encode(&Row { persisted: lost(), store: Base::default() });
+            return Some((Box::from(&[ROW][..]), Some(row.into_boxed_slice())));
+        }
         let store = match &self.install {
             Some(i) => i.base.clone(),
             None => self.raft.base_at(self.store.applied())?,

@@ -2,6 +2,7 @@
 
 use super::propose::For;
 use super::{Answer, Control, Effects, Refused};
+use crate::bug::Bug;
 use crate::ids::OpToken;
 use crate::kv::command::{Action, Command};
 use crate::kv::error::Error;
@@ -110,6 +111,7 @@ impl Control {
         let Some(w) = self.waits.remove(&wait) else { return };
         match w.token {
             Some(token) => self.answer(token, Answer::Granted(grant), fx),
+            None if self.has(Bug::KeepWithdrawnLock) => {}
             None => {
                 let Some(back) = w.inherits.or_else(|| w.action.give_back(&grant)) else { return };
                 let heir = |o: &&mut Wait| o.token.is_some() && !o.queued && alike(&o.action, &w.action);

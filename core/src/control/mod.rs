@@ -233,6 +233,10 @@ impl Control {
                 Store::new()
             }
         };
+        if found.row.is_none() && store.applied() > 0 && !found.forgotten {
+            words.push("the checkpoint's part of consensus is missing".into());
+            persisted = durable::lost();
+        }
         if found.forgotten {
             let old = core::mem::take(&mut store);
             store.replaces(&old);
@@ -432,7 +436,7 @@ impl Control {
 
     /// Does what is due and what came about since the last call. Says when to call again at the latest.
     pub(crate) fn tick(&mut self, now: Instant, fx: &mut Effects) -> Option<Deadline> {
-        if self.raft.role() != Role::Leader && self.lessor.leads() {
+        if self.raft.role() != Role::Leader && self.lessor.leads() && !self.has(Bug::OutliveOffice) {
             // What was decided in office is not proposed to the next leader.
             self.deposed();
         }
@@ -519,7 +523,14 @@ impl Control {
         }
     }
 
+    fn has(&self, bug: Bug) -> bool {
+        cfg!(feature = "planted-bugs") && self.bug == Some(bug)
+    }
+
     fn end_own_locks(&mut self) {
+        if self.has(Bug::SkipEndReplica) {
+            return;
+        }
         let end = Action::Lock(LockAction::EndReplica { replica: self.me });
         self.queue.push_back((Command::node(end), For::Nobody));
     }

@@ -1,6 +1,7 @@
 //! Commands on their way into the leader's log: see the module above for why each gets there once.
 
 use super::{ASK_AGAIN, Asked, Control, Effects, Message, Place, Proposal, Refused};
+use crate::bug::Bug;
 use crate::ids::{OpToken, ReplicaId};
 use crate::kv::command::{Action, AlarmKind, By, Command, Entry};
 use crate::kv::error::Error;
@@ -148,11 +149,18 @@ impl Control {
         let term = self.raft.term();
         let numbers: Vec<u64> = self.batches.keys().copied().collect();
         let low = numbers.first().copied().unwrap_or(0);
+        let (again, overtakes) = (self.has(Bug::ProposeAgainEarly), self.has(Bug::OvertakeProposals));
         let mut after = 0;
         for number in numbers {
             let Some(b) = self.batches.get_mut(&number) else { continue };
+            if again && b.sent.is_some_and(|t| t != term) {
+                (b.sent, b.taken, b.again_at) = (None, false, now);
+            }
             // What may be in the log of an earlier leader holds up what comes after it.
             if b.sent.is_some_and(|t| t != term) {
+                if overtakes {
+                    continue;
+                }
                 break;
             }
             if b.taken || b.again_at > now {
@@ -209,10 +217,11 @@ impl Control {
         if !sound.is_ok_and(|p| p.origin == from && p.number == number) {
             return;
         }
+        let overtakes = self.has(Bug::OvertakeProposals);
         let taken = self.taken.entry(from).or_default();
         taken.low = taken.low.max(low);
         taken.numbers = taken.numbers.split_off(&taken.low);
-        let follows = after == 0 || after < taken.low || taken.numbers.contains(&after);
+        let follows = overtakes || after == 0 || after < taken.low || taken.numbers.contains(&after);
         if !follows || number < taken.low || taken.numbers.len() >= 4 * PROPOSALS_IN_FLIGHT_MAX {
             return;
         }
@@ -253,6 +262,9 @@ impl Control {
 
     /// This node leads no more: what it decided as a leader and is not in its log never gets into another.
     pub(super) fn resign_commands(&mut self) {
+        if self.has(Bug::OutliveOffice) {
+            return;
+        }
         self.queue.retain(|(_, who)| !who.of_office());
         let unsent: Vec<u64> = self.batches.iter().filter(|(_, b)| b.sent.is_none()).map(|(n, _)| *n).collect();
         for number in unsent {
@@ -262,8 +274,9 @@ impl Control {
 
     /// Takes out of a proposal, which is in no log, what was decided in another term.
     fn strip(&mut self, number: u64) {
+        let outlive = self.has(Bug::OutliveOffice);
         let Some(b) = self.batches.get_mut(&number) else { return };
-        if !b.waiting.iter().any(For::of_office) {
+        if outlive || !b.waiting.iter().any(For::of_office) {
             return;
         }
         let commands = b.commands();

@@ -5,6 +5,7 @@
 
 use super::durable::Install;
 use super::{Control, Effects};
+use crate::bug::Bug;
 use crate::ids::ReplicaId;
 use crate::kv::snapshot::{Chunk, Progress, Restore, SnapshotCursor, SnapshotId};
 use crate::limits::{KV_REQUEST_MAX_BYTES, RAFT_PIECE_MAX_BYTES};
@@ -106,6 +107,10 @@ impl Control {
         let input = match taken {
             Ok(false) => Input::PieceTaken { ticket },
             Ok(true) => {
+                if self.has(Bug::InstallEarly) {
+                    self.raft.handle(now, Input::SnapshotInstalled { ticket }, more);
+                    return;
+                }
                 // Consensus is told when a checkpoint has made it durable.
                 self.install = Some(Install { ticket, base });
                 let anew = self.outcomes_unknown(fx);
