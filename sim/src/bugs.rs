@@ -69,6 +69,24 @@ pub const HUNTS: &[Hunt] = &[
     scenario!(AllowCycle, "cycle"),
     hunt(Bug::CountDownMember, "acknowledged", 1000),
     hunt(Bug::HearBeforeScan, "saves", 50),
+    // The control plane.
+    hunt(Bug::ProposeAgainEarly, "control", 3000),
+    hunt(Bug::OvertakeProposals, "control", 200),
+    hunt(Bug::ReadEarly, "control", 20),
+    hunt(Bug::KeepWithdrawnLock, "control", 50),
+    hunt(Bug::SkipEndReplica, "control", 50),
+    hunt(Bug::OutliveOffice, "control", 200),
+    hunt(Bug::CutWithoutEntries, "control", 20),
+    hunt(Bug::InstallEarly, "control", 50),
+    hunt(Bug::CompactLiveVersion, "control", 20),
+    hunt(Bug::GrantLockTwice, "control", 20),
+    hunt(Bug::WatchSkipsEvent, "control", 400),
+    hunt(Bug::ExpireOnFollower, "control", 50),
+    hunt(Bug::RaftAckBeforeDurable, "control", 300),
+    hunt(Bug::ForgetConfig, "control", 20),
+    hunt(Bug::KeepConflict, "control", 200),
+    hunt(Bug::VoteForShorter, "control", 250),
+    hunt(Bug::SkipCheckQuorum, "control", 50),
 ];
 
 /// What a hunt came to.
