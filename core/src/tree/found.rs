@@ -156,7 +156,13 @@ impl Tree {
                 return self.take_seat(e, here, thing.disk, Some(version), records);
             }
             if self.kind(i).as_ref() == Some(&thing.kind) && known.is_none_or(|j| j == i) {
-                return self.found_in_place(e, i, thing, lost, records);
+                let sighting = self.found_in_place(e, i, thing, lost, records);
+                if another && *here == Seat::Limbo && sighting == Sighting::Unknown {
+                    // An edition that nobody remembers, where nobody else looks: the entry is made anew.
+                    self.unseat(e, records);
+                    return Sighting::Aside;
+                }
+                return sighting;
             }
         }
         if let Some(e) = known.and_then(|j| self.entry_that_moved(j, here, found, lost)) {
