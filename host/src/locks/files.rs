@@ -4,8 +4,8 @@
 //! gives it all back in the end. Nothing is asked for on behalf of an owner and a file while something of theirs is being given
 //! back, or a wait of theirs withdrawn: it could undo what was granted after it.
 
-use super::service::{Inner, now_ms, until_done};
-use super::{Answer, Grant, Kind, Mode, Span};
+use super::service::{Inner, now_ms, out_of_reach, until_done};
+use super::{Answer, Grant, Kind, Mode, Options, Span};
 use crate::control::{ControlPlane, Freshness, Refused, Result};
 use crate::runtime::Runtime;
 use futures::FutureExt;
@@ -17,7 +17,7 @@ use ice_core::kv::lock::files::{File, Lock};
 use ice_core::kv::lock::{FileKey, LockAction, Owner};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// As long as it takes: who waits is called off by signals only.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -264,7 +264,30 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
         self.table().tidy(place);
     }
 
+    /// Asks until there is an answer, or the control plane was out of reach for too long.
     async fn ask(&self, ask: &FileLock, action: LockAction, give_up: Shared<BoxFuture<'static, ()>>) -> Result<Grant> {
+        let Options { timeout, retry, .. } = self.service.options;
+        let until = Instant::now() + timeout;
+        loop {
+            let e = match self.ask_once(ask, action.clone(), give_up.clone()).await {
+                Ok(grant) => return Ok(grant),
+                Err(e) => e,
+            };
+            // Nobody's patience is for ever, but its end is nobody's wish. And who asks again gets what he got already.
+            let again = ask.wait && e == Refused::Timeout || out_of_reach(&e) && Instant::now() + retry < until;
+            if !again || give_up.peek().is_some() {
+                return Err(e);
+            }
+            select(give_up.clone(), self.service.sleep(retry).boxed()).await;
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        ask: &FileLock,
+        action: LockAction,
+        give_up: Shared<BoxFuture<'static, ()>>,
+    ) -> Result<Grant> {
         let plane = &self.service.plane;
         if !ask.wait {
             return plane.lock(action, Duration::ZERO, give_up).await;
@@ -281,16 +304,7 @@ impl<P: ControlPlane, R: Runtime> State<P, R> {
             let unlock = || self.service.propose(LockAction::Unlock { file: file.clone(), owner, span: Span::ALL });
             self.service.persist(unlock).await?;
         }
-        loop {
-            match plane.lock(action.clone(), FOR_EVER, give_up.clone()).await {
-                // Nobody's patience is for ever, but its end is nobody's wish.
-                Err(Refused::Timeout) if give_up.peek().is_none() => {
-                    let pause = self.service.sleep(self.service.options.retry).boxed();
-                    select(give_up.clone(), pause).await;
-                }
-                outcome => return outcome,
-            }
-        }
+        plane.lock(action, FOR_EVER, give_up).await
     }
 
     /// Remembers the outcome of a request. Returns whether its owner may have held something there before, and how much had been
