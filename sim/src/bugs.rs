@@ -70,7 +70,7 @@ pub const HUNTS: &[Hunt] = &[
     hunt(Bug::CountDownMember, "acknowledged", 1000),
     hunt(Bug::HearBeforeScan, "saves", 50),
     // The control plane.
-    hunt(Bug::ProposeAgainEarly, "control", 3000),
+    hunt(Bug::ProposeAgainEarly, "control", 1500),
     hunt(Bug::OvertakeProposals, "control", 200),
     hunt(Bug::ReadEarly, "control", 20),
     hunt(Bug::KeepWithdrawnLock, "control", 50),
