@@ -511,13 +511,15 @@ impl Control {
         }
         self.ended.retain(|r| down.contains(r));
         for replica in down {
-            if !self.ended.insert(*replica) {
+            // What the log holds of it and is not applied yet may take locks, too.
+            let first = self.ended.insert(*replica) && self.raft.membership().1.is_member(*replica);
+            // At every look: it may have come and gone again in between.
+            if !first && !self.store.locks().any_of(*replica) {
                 continue;
             }
-            // What the log holds of it and is not applied yet may take locks, too.
-            if self.raft.membership().1.is_member(*replica) || self.store.locks().any_of(*replica) {
-                let end = Action::Lock(LockAction::EndReplica { replica: *replica });
-                self.queue.push_back((Command::node(end), For::Office));
+            let end = Command::node(Action::Lock(LockAction::EndReplica { replica: *replica }));
+            if !self.queue.iter().any(|(c, _)| *c == end) {
+                self.queue.push_back((end, For::Office));
                 fx.again = true;
             }
         }
