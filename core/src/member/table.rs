@@ -418,6 +418,7 @@ impl Members {
         // A connection to an earlier start of it is dead, whether that has been noticed or not.
         let same_start = self.peers.get(&them.replica).is_some_and(|p| p.info.incarnation == them.incarnation);
         self.learn(them.clone(), now, fx);
+        self.replaces_twins(them, fx);
         if let Some(a) = dialled.as_ref().and_then(|u| self.addresses.get_mut(u)) {
             a.lives = Some(them.replica);
             a.why.clear();
@@ -581,7 +582,12 @@ impl Members {
             self.address(url, now, false);
         }
         fx.push(Effect::Remember(info.clone()));
-        // A node that lost its disk comes back under its old name with new data: the old data is gone for good.
+        true
+    }
+
+    /// A node that lost its disk comes back under its old name with new data: the old data is gone for good. Only who introduces
+    /// himself is sure to be the newer one: a third that tells of both does not say which came first.
+    fn replaces_twins(&mut self, info: &MemberInfo, fx: &mut Vec<Effect>) {
         let twins: Vec<ReplicaId> = self
             .peers
             .iter()
@@ -598,7 +604,6 @@ impl Members {
         for old in twins {
             self.mark_left(old, fx);
         }
-        true
     }
 
     pub(crate) fn members(&mut self, link: LinkId, infos: Vec<MemberInfo>, now: Instant, fx: &mut Vec<Effect>) {
