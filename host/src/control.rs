@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who answers. Constant while a node runs.
+/// Who answers. The cluster is 0 until the node belongs to one; a node that had founded one of its own and gives way changes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Ids {
     /// The cluster.

@@ -310,7 +310,7 @@ impl Control {
         Recovered { control, first, words }
     }
 
-    /// A request. `wall_ms`: milliseconds since 1970.
+    /// A request, which is answered within `limit`.
     pub(crate) fn ask(&mut self, now: Instant, token: OpToken, ask: Ask, limit: Span, fx: &mut Effects) {
         let refuse = |fx: &mut Effects, why| fx.reply.push((token, Answer::Refused(why)));
         if self.stopping {

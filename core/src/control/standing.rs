@@ -3,7 +3,7 @@
 //! It happens when two nodes that were started without `join` are introduced to each other, or when a founder lost its disk and comes back.
 //! A replica gives way if nobody but itself has a say in its cluster, or it has none itself, and nothing was ever written there; and if the other
 //! cluster stands higher: more voters, or a later revision, or the lower number. Of two that meet one at most gives way. Where both hold something
-//! neither does: that is for the operator, who is told.
+//! neither does, and nobody says so yet: the two stay apart until the operator starts one of them without its data.
 
 use super::{Control, Effects, Found, Refused, Standing, settings};
 use crate::kv::Store;
